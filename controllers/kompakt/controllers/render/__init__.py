@@ -1,0 +1,2 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Manifests as pure functions of specs: equal input, equal output, ready for server-side apply."""

@@ -1,0 +1,156 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What every kind is made of: the base model, bounded types, conditions, and marks for the CRD generator.
+
+Invariants of the API (checked over the generated CRDs by tests):
+
+- no floats and no durations: ratios are basis points or permille, times are microseconds or seconds, money is
+  millionths of a currency unit;
+- every string and list is bounded;
+- fields are optional in every status, so that an older status still parses;
+- an unknown field is ignored when read (a newer CRD, an older operator), and pruned by the API server.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from datetime import datetime
+from typing import Annotated, Any, ClassVar, Literal, Self
+
+from pydantic import BaseModel, ConfigDict, Field
+from pydantic.alias_generators import to_camel
+
+GROUP = "kompakt.dev"
+VERSION = "v1alpha1"
+API_VERSION = f"{GROUP}/{VERSION}"
+
+
+@dataclass(frozen=True)
+class Cel:
+    """A validation rule that a schema cannot say, evaluated by the API server.
+
+    Used as `Annotated[T, Cel(rule, message)]` on a field, or in `Model.cel_rules` for a whole object.
+    """
+
+    rule: str
+    message: str
+    field_path: str | None = None
+
+
+@dataclass(frozen=True)
+class ListType:
+    """How server-side apply merges a list: `atomic` (default), `set`, or `map` with its keys."""
+
+    kind: Literal["atomic", "set", "map"]
+    keys: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class PrinterColumn:
+    """A column of `kubectl get`. `priority` 1 shows it with `-o wide` only."""
+
+    name: str
+    json_path: str
+    type: Literal["string", "integer", "date", "boolean"] = "string"
+    priority: int = 0
+    description: str = ""
+
+
+class Model(BaseModel):
+    """Base of every API type: camelCase on the wire, snake_case in code, docstrings become descriptions."""
+
+    model_config = ConfigDict(
+        alias_generator=to_camel,
+        populate_by_name=True,
+        use_attribute_docstrings=True,
+        extra="ignore",
+        frozen=True,
+        # `model` is this domain's first noun: let fields start with it.
+        protected_namespaces=(),
+    )
+    cel_rules: ClassVar[tuple[Cel, ...]] = ()
+
+    def to_wire(self) -> dict[str, Any]:
+        """The JSON form that the API server stores: camelCase, absent fields left out."""
+        return self.model_dump(mode="json", by_alias=True, exclude_none=True)
+
+    def evolve(self, **changes: Any) -> Self:
+        """A copy with some fields replaced (values are used as they are, already validated)."""
+        return self.model_copy(update=changes)
+
+
+@dataclass(frozen=True)
+class KindInfo:
+    """What a CustomResourceDefinition says about a kind besides its schema."""
+
+    kind: str
+    plural: str
+    short_names: tuple[str, ...]
+    spec: type[Model]
+    status: type[Model] | None
+    namespaced: bool = True
+    columns: tuple[PrinterColumn, ...] = ()
+    description: str = ""
+    cel_rules: tuple[Cel, ...] = field(default=())
+    """Rules over the whole object (only `metadata.name` and `metadata.generateName` of the metadata are visible)."""
+
+    @property
+    def crd_name(self) -> str:
+        """Name of the CustomResourceDefinition object."""
+        return f"{self.plural}.{GROUP}"
+
+
+# --- bounded types -----------------------------------------------------------------------------------------------
+
+_LABEL = r"^[a-z0-9]([-a-z0-9]*[a-z0-9])?$"
+Name = Annotated[str, Field(min_length=1, max_length=63, pattern=_LABEL)]
+"""The name of an object that Kompakt makes others from: a DNS label."""
+ObjectName = Annotated[
+    str, Field(min_length=1, max_length=253, pattern=r"^[a-z0-9]([-a-z0-9.]*[a-z0-9])?$")
+]
+Hostname = Annotated[str, Field(min_length=1, max_length=253, pattern=r"^[a-z0-9*]([-a-z0-9.]*[a-z0-9])?$")]
+Digest = Annotated[str, Field(pattern=r"^sha256:[0-9a-f]{64}$", max_length=71)]
+"""Content address: `sha256:` and 64 hexadecimal digits."""
+Uri = Annotated[str, Field(min_length=1, max_length=1024, pattern=r"^(file|hf|s3|gs|abfs|https|pvc)://.+$")]
+FieldName = Annotated[str, Field(min_length=1, max_length=64, pattern=r"^[A-Za-z_][A-Za-z0-9_.-]*$")]
+ShortText = Annotated[str, Field(max_length=256)]
+Message = Annotated[str, Field(max_length=1024)]
+Reason = Annotated[str, Field(min_length=1, max_length=64, pattern=r"^[A-Z][A-Za-z0-9]*$")]
+BasisPoints = Annotated[int, Field(ge=0, le=10_000)]
+SignedBasisPoints = Annotated[int, Field(ge=-10_000, le=10_000)]
+Permille = Annotated[int, Field(ge=0, le=1000)]
+Percent = Annotated[int, Field(ge=0, le=100)]
+Count = Annotated[int, Field(ge=0, le=2**53)]
+Microseconds = Annotated[int, Field(ge=0, le=2**53)]
+Seconds = Annotated[int, Field(ge=0, le=31_536_000)]
+Mebibytes = Annotated[int, Field(ge=0, le=2**31 - 1)]
+
+LatencyPercentile = Literal["P50", "P90", "P95", "P99"]
+Task = Literal["TextClassification"]
+
+
+class LocalRef(Model):
+    """The name of an object in the same namespace (or of a cluster-scoped one)."""
+
+    name: ObjectName
+
+
+class NamespacedRef(Model):
+    """The name of an object that may live in another namespace."""
+
+    name: ObjectName
+    namespace: Name | None = None
+    """Defaults to the namespace of the referring object."""
+
+
+class Condition(Model):
+    """A standard Kubernetes condition (`metav1.Condition`)."""
+
+    type: Annotated[str, Field(min_length=1, max_length=64)]
+    status: Literal["True", "False", "Unknown"]
+    observed_generation: Count | None = None
+    last_transition_time: datetime
+    reason: Reason
+    message: Message = ""
+
+
+Conditions = Annotated[list[Condition], Field(max_length=16), ListType("map", ("type",))]

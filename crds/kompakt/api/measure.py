@@ -1,0 +1,100 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Measurements of a variant on a target, as whole numbers that any confidence bound can be computed from.
+
+Accuracy is paired: baseline and candidate answer the same examples. With `lost` the examples that only the baseline
+gets right and `gained` those that only the candidate does, the accuracy drop is (lost - gained) / examples.
+"""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+from pydantic import Field
+
+from kompakt.api.base import BasisPoints, Count, Digest, FieldName, ListType, Mebibytes, Microseconds, Model, ShortText
+
+
+class PairedCounts(Model):
+    """Outcome of one set of labelled examples answered by both variants."""
+
+    examples: Count = 0
+    baseline_correct: Count = 0
+    candidate_correct: Count = 0
+    lost: Count = 0
+    """Right by the baseline, wrong by the candidate."""
+    gained: Count = 0
+    """Wrong by the baseline, right by the candidate."""
+    disagreements: Count = 0
+    """Examples where the two predict different labels, right or wrong."""
+
+
+class SliceCounts(PairedCounts):
+    """The same for the examples of one slice."""
+
+    field: FieldName
+    value: Annotated[str, Field(max_length=63)]
+
+
+class Evaluation(Model):
+    """Paired accuracy on two disjoint splits: a variant is chosen on one and confirmed on the other, because the
+    best of many is biased on the split that chose it. The split of an example follows from a hash of its text."""
+
+    data_digest: Digest
+    selection: PairedCounts
+    confirmation: PairedCounts
+    slices: Annotated[list[SliceCounts], Field(max_length=32), ListType("atomic")] = []
+    """Of the confirmation split."""
+    baseline_calibration_error: BasisPoints | None = None
+    """Expected calibration error, 15 bins, over both splits (Guo et al. 2017, arXiv:1706.04599)."""
+    candidate_calibration_error: BasisPoints | None = None
+
+
+class Hardware(Model):
+    """The machine that a benchmark ran on."""
+
+    cpu_model: ShortText = ""
+    cpu_features: Annotated[list[Annotated[str, Field(max_length=32)]], Field(max_length=16), ListType("set")] = []
+    """Those that decide int8 speed and results, for example avx512_vnni."""
+    cpu_millis: Count = 0
+    memory_mebibytes: Mebibytes = 0
+    threads: Annotated[int, Field(ge=1, le=1024)] = 1
+    node: ShortText = ""
+
+
+class LatencyFigures(Model):
+    """One variant's share of an interleaved benchmark, batch size 1, tokenization included."""
+
+    p50_microseconds: Microseconds = 0
+    p90_microseconds: Microseconds = 0
+    p95_microseconds: Microseconds = 0
+    p99_microseconds: Microseconds = 0
+    p99_upper_microseconds: Microseconds | None = None
+    """99 % upper confidence bound of p99 by order statistics; absent when there are too few samples for one."""
+    mean_microseconds: Microseconds = 0
+    peak_memory_mebibytes: Mebibytes = 0
+
+
+class Benchmark(Model):
+    """Baseline and candidate, interleaved in rounds in one pod under the profile's limits."""
+
+    rounds: Count
+    requests: Count
+    """Requests of each variant, over all rounds."""
+    baseline: LatencyFigures
+    candidate: LatencyFigures
+    speedup_permille: Count
+    """Median over rounds of baseline time / candidate time."""
+    speedup_low_permille: Count
+    """Lower end of a 95 % interval over rounds (order statistics)."""
+    speedup_high_permille: Count
+    hardware: Hardware
+
+
+class Measurement(Model):
+    """What a Measure Job found for one candidate on one target."""
+
+    target: FieldName
+    baseline_digest: Digest
+    candidate_digest: Digest
+    evaluation: Evaluation
+    benchmark: Benchmark

@@ -1,0 +1,250 @@
+# SPDX-License-Identifier: Apache-2.0
+"""CompressionPolicy: the model, its data, where it must run, what is good enough, and how to roll it out."""
+
+from __future__ import annotations
+
+from typing import Annotated, ClassVar, Literal
+
+from pydantic import Field
+
+from kompakt.api.base import (
+    BasisPoints,
+    Cel,
+    Conditions,
+    Count,
+    Digest,
+    FieldName,
+    Hostname,
+    KindInfo,
+    LatencyPercentile,
+    ListType,
+    LocalRef,
+    Message,
+    Microseconds,
+    Model,
+    Name,
+    NamespacedRef,
+    ObjectName,
+    PrinterColumn,
+    Reason,
+    Seconds,
+    ShortText,
+    SignedBasisPoints,
+)
+from kompakt.api.source import DataSource, ModelSource, Store
+from kompakt.api.strategy import Rollout
+
+Optimize = Literal["Cost", "Latency", "Size", "Energy", "Accuracy"]
+
+
+class PolicyData(Model):
+    """Data by role."""
+
+    evaluation: DataSource
+    """Labelled; every variant is measured on it, paired with the original."""
+    golden_set: DataSource | None = None
+    """Labelled; replayed against serving variants during a rollout."""
+    calibration: DataSource | None = None
+    """Unlabelled text is enough."""
+    training: DataSource | None = None
+    """For pruning and distillation; labels are optional."""
+
+    cel_rules: ClassVar[tuple[Cel, ...]] = (
+        Cel("has(self.evaluation.labelField)", "accuracy needs labels: set labelField", ".evaluation"),
+        Cel(
+            "!has(self.goldenSet) || has(self.goldenSet.labelField)",
+            "the golden set needs labels: set labelField",
+            ".goldenSet",
+        ),
+    )
+
+    def by_role(self) -> dict[str, DataSource]:
+        """The declared sources under their wire names."""
+        roles = {
+            "evaluation": self.evaluation,
+            "goldenSet": self.golden_set,
+            "calibration": self.calibration,
+            "training": self.training,
+        }
+        return {role: source for role, source in roles.items() if source is not None}
+
+
+class Search(Model):
+    """Trials beyond the recipes' own parameters, proposed one after the other."""
+
+    recipes: Annotated[list[LocalRef], Field(min_length=1, max_length=16), ListType("map", ("name",))]
+    sampler: Literal["TPE", "Random"] = "TPE"
+    max_trials: Annotated[int, Field(ge=1, le=48)] = 12
+    max_parallel_trials: Annotated[int, Field(ge=1, le=16)] = 1
+    max_duration_seconds: Annotated[int, Field(ge=60, le=604_800)] = 3600
+    """After so long no new trial is started."""
+
+
+class LatencyTarget(Model):
+    """An upper bound on a percentile of the latency of one request, batch size 1."""
+
+    percentile: LatencyPercentile = "P99"
+    threshold_microseconds: Annotated[int, Field(ge=100, le=10_000_000)]
+
+
+class Target(Model):
+    """Hardware where variants must run, and what they must keep there."""
+
+    name: Name
+    hardware_profile_ref: LocalRef
+    latency: LatencyTarget | None = None
+    max_size_mebibytes: Annotated[int, Field(ge=1, le=1_048_576)] | None = None
+
+
+class Gate(Model):
+    """What a variant may lose. Decided by a one-sided confidence bound on the paired difference."""
+
+    name: Name
+    metric: Literal["Accuracy"] = "Accuracy"
+    slice: FieldName | None = None
+    """Holds for each value of this slice field, rather than for the whole."""
+    max_drop_basis_points: BasisPoints
+    confidence_percent: Annotated[int, Field(ge=50, le=99)] = 95
+
+
+class Serving(Model):
+    """Which target's choice is served, and where users reach it."""
+
+    target: Name
+    replicas: Annotated[int, Field(ge=1, le=1000)] = 1
+    model_name: Name | None = None
+    """Name in the paths of the Open Inference Protocol; the policy's own name when absent."""
+    gateway_ref: NamespacedRef
+    hostnames: Annotated[list[Hostname], Field(max_length=16), ListType("set")] = []
+    deletion_policy: Literal["Retain", "Delete"] = "Retain"
+    """What happens to the serving objects when the policy is deleted."""
+
+
+class Triggers(Model):
+    """What starts a new run besides a change of the policy."""
+
+    on_source_change: Literal["Enabled", "Disabled"] = "Disabled"
+    """Import the source again every `sourceCheckSeconds`, and run when its digest is new."""
+    source_check_seconds: Annotated[int, Field(ge=60, le=31_536_000)] = 86_400
+
+
+class JobSettings(Model):
+    """How Jobs are run."""
+
+    hardware_profile_ref: LocalRef | None = None
+    """Where models are imported and compressed; the first target's when absent."""
+    queue_name: Name | None = None
+    """A Kueue LocalQueue."""
+    ttl_seconds_after_finished: Annotated[int, Field(ge=60, le=2_592_000)] = 3600
+    deadline_seconds: Annotated[int, Field(ge=60, le=604_800)] = 14_400
+    seed: Annotated[int, Field(ge=0, le=2**31 - 1)] = 0
+
+
+class CompressionPolicySpec(Model):
+    """Desired state."""
+
+    suspend: Literal["Enabled", "Disabled"] = "Disabled"
+    """Enabled: no new run and no new rollout starts; what runs goes on."""
+    model: ModelSource
+    data: PolicyData
+    store: Store
+    recipes: Annotated[list[LocalRef], Field(max_length=16), ListType("map", ("name",))] = []
+    """These always run, with their own parameters."""
+    search: Search | None = None
+    targets: Annotated[list[Target], Field(min_length=1, max_length=8), ListType("map", ("name",))]
+    gates: Annotated[list[Gate], Field(max_length=16), ListType("map", ("name",))] = []
+    optimize_for: Optimize = "Cost"
+    serving: Serving | None = None
+    """Absent: variants are published, none is served."""
+    rollout: Rollout = Rollout()
+    triggers: Triggers = Triggers()
+    jobs: JobSettings = JobSettings()
+
+    cel_rules: ClassVar[tuple[Cel, ...]] = (
+        Cel(
+            "size(self.recipes) > 0 || has(self.search)",
+            "nothing to try: name at least one recipe in recipes or in search.recipes",
+            ".recipes",
+        ),
+        Cel(
+            "!has(self.serving) || self.targets.exists(t, t.name == self.serving.target)",
+            "serving.target must be the name of one of targets",
+            ".serving",
+        ),
+        Cel(
+            "self.gates.all(g, !has(g.slice) || (has(self.data.evaluation.sliceFields) &&"
+            " self.data.evaluation.sliceFields.exists(f, f == g.slice)))",
+            "a gate's slice must be one of data.evaluation.sliceFields",
+            ".gates",
+        ),
+    )
+
+    @property
+    def suspended(self) -> bool:
+        """Whether new work is held back."""
+        return self.suspend == "Enabled"
+
+
+class ChosenVariant(Model):
+    """The choice for one target."""
+
+    target: Name
+    variant: ObjectName | None = None
+    """Name of the ModelVariant; absent when no variant passes the gates."""
+    digest: Digest | None = None
+    recipe: ShortText = ""
+    speedup_permille: Count | None = None
+    accuracy_drop_basis_points: SignedBasisPoints | None = None
+    accuracy_drop_upper_bound_basis_points: SignedBasisPoints | None = None
+    p99_microseconds: Microseconds | None = None
+    cost_micros_per_million: Count | None = None
+    size_bytes: Count | None = None
+    reason: Reason | None = None
+    message: Message = ""
+    """Why this one, or why none."""
+
+
+class CompressionPolicyStatus(Model):
+    """Observed state."""
+
+    conditions: Conditions = []
+    """Ready, Reconciling, Stalled; VariantChosen (a run ended with a choice), Serving (the route answers)."""
+    observed_generation: Count | None = None
+    source_digest: Digest | None = None
+    data_digests: Annotated[dict[FieldName, Digest], Field(max_length=8)] | None = None
+    run: ObjectName | None = None
+    """The current or last CompressionRun."""
+    run_inputs_digest: Digest | None = None
+    """Digest of everything that the run depends on; a new one is a new run."""
+    last_trigger: ShortText | None = None
+    chosen: Annotated[list[ChosenVariant], Field(max_length=8), ListType("map", ("target",))] = []
+    rollout: ObjectName | None = None
+    """The current or last VariantRollout made by this policy."""
+    serving_variant: ObjectName | None = None
+    serving_digest: Digest | None = None
+    url: ShortText | None = None
+    """Where users reach the model, as `http://<gateway address>/v2/models/<name>`."""
+    last_import_unix_seconds: Count | None = None
+    """Unix time of the last import of the source."""
+
+
+COMPRESSION_POLICY = KindInfo(
+    kind="CompressionPolicy",
+    plural="compressionpolicies",
+    short_names=("cpol",),
+    spec=CompressionPolicySpec,
+    status=CompressionPolicyStatus,
+    columns=(
+        PrinterColumn("Ready", '.status.conditions[?(@.type=="Ready")].status'),
+        PrinterColumn("Reason", '.status.conditions[?(@.type=="Ready")].reason'),
+        PrinterColumn("Serving", ".status.servingVariant"),
+        PrinterColumn("Run", ".status.run", priority=1),
+        PrinterColumn("Rollout", ".status.rollout", priority=1),
+        PrinterColumn("Message", '.status.conditions[?(@.type=="Ready")].message'),
+        PrinterColumn("Age", ".metadata.creationTimestamp", "date"),
+    ),
+    description="Keeps the best compressed variant of a model in production.",
+    cel_rules=(
+        Cel("size(self.metadata.name) <= 40", "the name may have at most 40 characters: others are made from it"),
+    ),
+)

@@ -1,0 +1,118 @@
+# SPDX-License-Identifier: Apache-2.0
+"""CompressionRecipe: named, ordered steps that turn a model into a smaller one, with ranges to search.
+
+Also the steps' parameter models, which the Jobs run by. A step is one of `prune`, `distill` and `quantize`.
+"""
+
+from __future__ import annotations
+
+from typing import Annotated, ClassVar, Literal
+
+from pydantic import Field
+
+from kompakt.api.base import Cel, FieldName, KindInfo, ListType, Model, Name, PrinterColumn, ShortText
+
+
+class Prune(Model):
+    """Structured pruning with physical shrink: the pruned rows and columns leave the matrices.
+
+    FFN neurons are ranked over all layers at once by empirical Fisher information, the squared gradient of the loss
+    by a gate on each neuron (Kwon et al. 2022, arXiv:2204.09656, section 4), so that layers keep what they need.
+    """
+
+    importance: Literal["Fisher"] = "Fisher"
+    ffn_keep_permille: Annotated[int, Field(ge=20, le=1000)] = 350
+    """Share of all FFN neurons that stay."""
+    samples: Annotated[int, Field(ge=16, le=65_536)] = 256
+    """Training examples that the importance is estimated from; labels are used when the data has them, the
+    model's own predictions otherwise."""
+
+
+class Distill(Model):
+    """Training of the smaller model towards the answers of the original (Hinton et al. 2015, arXiv:1503.02531)."""
+
+    loss: Literal["Logits"] = "Logits"
+    temperature_permille: Annotated[int, Field(ge=500, le=20_000)] = 2000
+    examples: Annotated[int, Field(ge=32, le=10_000_000)] = 6000
+    """How many training texts are shown in all (repeated when the data has fewer)."""
+    batch_size: Annotated[int, Field(ge=1, le=1024)] = 32
+    learning_rate_micros: Annotated[int, Field(ge=1, le=100_000)] = 200
+    """Peak learning rate of AdamW in millionths; linear warm-up and decay."""
+
+
+class Quantize(Model):
+    """Post-training quantization of the exported graph."""
+
+    method: Literal["DynamicInt8"] = "DynamicInt8"
+    per_channel: Literal["Enabled", "Disabled"] = "Enabled"
+    """One scale for each output channel of a weight, rather than one for the whole matrix."""
+    reduce_range: Literal["Enabled", "Disabled"] = "Disabled"
+    """7-bit weights, for CPUs without VNNI, where 8-bit products saturate."""
+
+
+class Step(Model):
+    """One step of a recipe: exactly one of its members."""
+
+    cel_rules: ClassVar[tuple[Cel, ...]] = (
+        Cel(
+            "[has(self.prune), has(self.distill), has(self.quantize)].filter(x, x).size() == 1",
+            "a step is exactly one of prune, distill and quantize",
+        ),
+    )
+
+    prune: Prune | None = None
+    distill: Distill | None = None
+    quantize: Quantize | None = None
+
+
+class SearchRange(Model):
+    """Values of one parameter that a search may try instead of the one in the step."""
+
+    step: Literal["prune", "distill", "quantize"]
+    parameter: FieldName
+    """Name of an integer parameter of that step, as written in the recipe."""
+    minimum: Annotated[int, Field(ge=0, le=10_000_000)]
+    maximum: Annotated[int, Field(ge=0, le=10_000_000)]
+    increment: Annotated[int, Field(ge=1, le=10_000_000)] = 1
+
+    cel_rules: ClassVar[tuple[Cel, ...]] = (
+        Cel("self.minimum <= self.maximum", "minimum must not be above maximum"),
+    )
+
+
+class CompressionRecipeSpec(Model):
+    """Ordered steps. The result is always exported to ONNX; a quantize step works on the exported graph."""
+
+    description: ShortText = ""
+    steps: Annotated[list[Step], Field(min_length=1, max_length=16), ListType("atomic")]
+    ranges: Annotated[list[SearchRange], Field(max_length=16), ListType("atomic")] = []
+
+    cel_rules: ClassVar[tuple[Cel, ...]] = (
+        Cel(
+            "self.steps.all(s, !has(s.quantize)) || has(self.steps[self.steps.size() - 1].quantize)",
+            "quantize works on the exported graph, so it must be the last step",
+            ".steps",
+        ),
+        Cel(
+            "['prune', 'distill', 'quantize'].all(k, self.steps.filter(s, k == 'prune' ? has(s.prune) :"
+            " k == 'distill' ? has(s.distill) : has(s.quantize)).size() <= 1)",
+            "each of prune, distill and quantize may appear once",
+            ".steps",
+        ),
+    )
+
+
+COMPRESSION_RECIPE = KindInfo(
+    kind="CompressionRecipe",
+    plural="compressionrecipes",
+    short_names=("crec",),
+    spec=CompressionRecipeSpec,
+    status=None,
+    columns=(
+        PrinterColumn("Description", ".spec.description"),
+        PrinterColumn("Age", ".metadata.creationTimestamp", "date"),
+    ),
+    description="Named, ordered compression steps with ranges to search.",
+)
+
+RecipeName = Name

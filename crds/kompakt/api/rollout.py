@@ -1,0 +1,151 @@
+# SPDX-License-Identifier: Apache-2.0
+"""VariantRollout: one way of a candidate from shadow to production, or back."""
+
+from __future__ import annotations
+
+from typing import Annotated, Literal
+
+from pydantic import Field
+
+from kompakt.api.base import (
+    BasisPoints,
+    Conditions,
+    Count,
+    Digest,
+    KindInfo,
+    ListType,
+    LocalRef,
+    Message,
+    Model,
+    Name,
+    ObjectName,
+    Permille,
+    PrinterColumn,
+    Reason,
+    ShortText,
+)
+from kompakt.api.strategy import Rollout
+
+Stage = Literal[
+    "Pending", "Shadow", "Canary", "Promoting", "Watching", "Succeeded", "RollingBack", "RolledBack", "Held"
+]
+Verdict = Literal["Pass", "Fail", "Undecided"]
+
+
+class VariantRolloutSpec(Model):
+    """Desired state. Everything else comes from the policy: gateway, host names, objectives, steps."""
+
+    policy_ref: LocalRef
+    candidate_ref: LocalRef
+    """A ModelVariant of the policy. A change starts over with the new candidate."""
+    strategy: Rollout | None = None
+    """Instead of the policy's rollout."""
+    action: Literal["None", "Abort", "Promote"] = "None"
+    """Abort rolls back in any stage; Promote is a recorded human decision where the judge is undecided or a manual
+    approval is waited for. The annotation kompakt.dev/action does the same without a change of the spec."""
+
+
+class CounterPoint(Model):
+    """Sums over the pods of one variant, for one objective: the state of the judge. Differences of two points are
+    evidence. `bad` counts requests that missed the objective."""
+
+    total: Count = 0
+    bad: Count = 0
+
+
+class Evidence(Model):
+    """What one objective has seen. Survives a restart of the operator."""
+
+    slo: Name
+    stage: ShortText
+    """Evidence starts anew with each: `Shadow`, `Canary/0`, `Watching`."""
+    candidate: CounterPoint = CounterPoint()
+    reference: CounterPoint = CounterPoint()
+    """The stable variant over the same time."""
+    pooled: CounterPoint = CounterPoint()
+    """Of the candidate over all stages so far: what Certify looks at."""
+
+
+class SloVerdict(Model):
+    """The judge's word on one objective, with its counts and bounds."""
+
+    slo: Name
+    verdict: Verdict
+    certified: Literal["True", "False"] = "False"
+    """A Certify objective has passed once."""
+    total: Count = 0
+    bad: Count = 0
+    low_basis_points: BasisPoints | None = None
+    """Confidence sequence of the bad ratio, lower end."""
+    high_basis_points: BasisPoints | None = None
+    limit_basis_points: BasisPoints | None = None
+    """The largest bad ratio that keeps the objective."""
+    message: Message = ""
+
+
+class Decision(Model):
+    """One transition: what was decided, when, why."""
+
+    unix_milliseconds: Count
+    from_stage: ShortText
+    to_stage: ShortText
+    weight_permille: Permille
+    reason: Reason
+    message: Message = ""
+    actor: ShortText = ""
+    """Who decided, when it was a person."""
+
+
+class PodCounters(Model):
+    """Last counters of one pod that were folded into the evidence; a smaller value later is a restart."""
+
+    pod: ObjectName
+    role: Literal["Candidate", "Stable", "Comparator"]
+    counters: Annotated[dict[str, Count], Field(max_length=64)] = {}
+    """Series key → value."""
+
+
+class VariantRolloutStatus(Model):
+    """Observed state. `stage` informs; what serves follows from route and Deployments."""
+
+    conditions: Conditions = []
+    """Ready, Reconciling, Stalled; Promoted, RolledBack, Held, EnvironmentDegraded, GatewayReady."""
+    observed_generation: Count | None = None
+    stage: Stage | None = None
+    step: Annotated[int, Field(ge=0, le=20)] | None = None
+    weight_permille: Permille | None = None
+    """Of the candidate, as last taken by the gateway."""
+    stable_variant: ObjectName | None = None
+    """Pinned when the rollout starts: a rollback returns to it."""
+    stable_digest: Digest | None = None
+    candidate_variant: ObjectName | None = None
+    candidate_digest: Digest | None = None
+    started_unix_milliseconds: Count | None = None
+    stage_started_unix_milliseconds: Count | None = None
+    verdicts: Annotated[list[SloVerdict], Field(max_length=16), ListType("map", ("slo",))] = []
+    evidence: Annotated[list[Evidence], Field(max_length=16), ListType("map", ("slo",))] = []
+    pods: Annotated[list[PodCounters], Field(max_length=64), ListType("map", ("pod",))] = []
+    decisions: Annotated[list[Decision], Field(max_length=50), ListType("atomic")] = []
+    """The newest 50."""
+    held_stage: ShortText | None = None
+    """Where a Held rollout was held."""
+
+
+VARIANT_ROLLOUT = KindInfo(
+    kind="VariantRollout",
+    plural="variantrollouts",
+    short_names=("vro",),
+    spec=VariantRolloutSpec,
+    status=VariantRolloutStatus,
+    columns=(
+        PrinterColumn("Policy", ".spec.policyRef.name"),
+        PrinterColumn("Candidate", ".spec.candidateRef.name"),
+        PrinterColumn("Stage", ".status.stage"),
+        PrinterColumn("Weight", ".status.weightPermille", "integer"),
+        PrinterColumn("Stable", ".status.stableVariant", priority=1),
+        PrinterColumn("Reason", '.status.conditions[?(@.type=="Ready")].reason'),
+        PrinterColumn("Message", '.status.conditions[?(@.type=="Ready")].message'),
+        PrinterColumn("Age", ".metadata.creationTimestamp", "date"),
+    ),
+    description="Brings a variant to production by shadow and canary traffic, or back.",
+)

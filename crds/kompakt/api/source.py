@@ -1,0 +1,58 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Where models, data and artifacts come from and go to."""
+
+from __future__ import annotations
+
+from typing import Annotated, ClassVar
+
+from pydantic import Field
+
+from kompakt.api.base import Cel, Digest, FieldName, ListType, LocalRef, Model, ShortText, Task, Uri
+
+
+class ModelSource(Model):
+    """A Hugging Face checkpoint: config, weights as safetensors, tokenizer."""
+
+    task: Task = "TextClassification"
+    uri: Uri
+    """`hf://org/name`, `file:///path`, `pvc://claim/path`, or any object store address with a checkpoint in it."""
+    revision: ShortText = "main"
+    """Branch, tag or commit; for `hf://` only."""
+    digest: Digest | None = None
+    """When set, a checkpoint of any other content is refused."""
+    secret_ref: LocalRef | None = None
+    """Secret whose keys become environment variables of the Jobs that read the model."""
+    max_sequence_length: Annotated[int, Field(ge=8, le=8192)] = 128
+    """Longer inputs are truncated to this many tokens, in measurements and when serving."""
+
+
+class DataSource(Model):
+    """Labelled or unlabelled text: JSON Lines or CSV, one example a line."""
+
+    uri: Uri
+    digest: Digest | None = None
+    """When set, a file of any other content is refused."""
+    secret_ref: LocalRef | None = None
+    text_field: FieldName = "text"
+    label_field: FieldName | None = None
+    """Absent when the text has no labels. Labels are the model's label names, or their indices."""
+    slice_fields: Annotated[list[FieldName], Field(max_length=8), ListType("set")] = []
+    """Fields whose values divide the data into slices that are reported, and may be gated, one by one."""
+    limit: Annotated[int, Field(ge=1, le=10_000_000)] | None = None
+    """Take a seeded sample of this many examples."""
+
+
+class Store(Model):
+    """Where artifacts and reports are kept, addressed by their content."""
+
+    cel_rules: ClassVar[tuple[Cel, ...]] = (
+        Cel(
+            "has(self.uri) != has(self.persistentVolumeClaim)",
+            "say where artifacts are kept: exactly one of uri and persistentVolumeClaim",
+        ),
+    )
+
+    uri: Uri | None = None
+    persistent_volume_claim: LocalRef | None = None
+    """A claim that every node of the targets can mount (ReadWriteMany, unless there is one node)."""
+    secret_ref: LocalRef | None = None

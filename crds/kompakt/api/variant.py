@@ -1,0 +1,91 @@
+# SPDX-License-Identifier: Apache-2.0
+"""ModelVariant: a durable artifact with its lineage and figures, made by a run or registered by hand."""
+
+from __future__ import annotations
+
+from typing import Annotated, Literal
+
+from pydantic import Field
+
+from kompakt.api.base import (
+    Cel,
+    Conditions,
+    Count,
+    Digest,
+    KindInfo,
+    ListType,
+    LocalRef,
+    Model,
+    Name,
+    ObjectName,
+    PrinterColumn,
+    SignedBasisPoints,
+    ShortText,
+    Task,
+)
+from kompakt.api.recipe import Step
+from kompakt.api.run import TargetResult
+from kompakt.api.source import Store
+
+
+class Lineage(Model):
+    """Where a variant comes from."""
+
+    source_digest: Digest | None = None
+    baseline_digest: Digest | None = None
+    run: ObjectName | None = None
+    trial: Count | None = None
+    recipe: ShortText = ""
+    """`Source` for the unchanged model; a recipe's name; anything for a variant registered by hand."""
+    steps: Annotated[list[Step], Field(max_length=16), ListType("atomic")] = []
+
+
+class ModelVariantSpec(Model):
+    """Immutable: another artifact is another variant."""
+
+    policy_ref: LocalRef | None = None
+    """Policy whose model this is a variant of; needed for a rollout."""
+    digest: Digest
+    store: Store
+    """Where `artifacts/sha256-<hex>/` is."""
+    task: Task = "TextClassification"
+    labels: Annotated[list[ShortText], Field(min_length=2, max_length=64), ListType("atomic")]
+    size_bytes: Count
+    lineage: Lineage = Lineage()
+    figures: Annotated[list[TargetResult], Field(max_length=8), ListType("map", ("target",))] = []
+    """Measured on each target, against the baseline."""
+
+
+class ModelVariantStatus(Model):
+    """Observed state."""
+
+    conditions: Conditions = []
+    """Ready (may be rolled out), Serving (answers users now)."""
+    observed_generation: Count | None = None
+    speedup_permille: Count | None = None
+    accuracy_drop_basis_points: SignedBasisPoints | None = None
+    gates_passed: Annotated[list[Name], Field(max_length=16), ListType("set")] = []
+    role: Literal["Stable", "Candidate", "None"] | None = None
+
+
+MODEL_VARIANT = KindInfo(
+    kind="ModelVariant",
+    plural="modelvariants",
+    short_names=("mvar",),
+    spec=ModelVariantSpec,
+    status=ModelVariantStatus,
+    columns=(
+        PrinterColumn("Policy", ".spec.policyRef.name"),
+        PrinterColumn("Recipe", ".spec.lineage.recipe"),
+        PrinterColumn("Role", ".status.role"),
+        PrinterColumn("Bytes", ".spec.sizeBytes", "integer"),
+        PrinterColumn("Speedup(permille)", ".status.speedupPermille", "integer"),
+        PrinterColumn("Drop(bp)", ".status.accuracyDropBasisPoints", "integer"),
+        PrinterColumn("Digest", ".spec.digest", priority=1),
+        PrinterColumn("Age", ".metadata.creationTimestamp", "date"),
+    ),
+    description="A model artifact with its lineage and its figures on each target.",
+    cel_rules=(
+        Cel("self.spec == oldSelf.spec", "a variant's spec does not change: register another variant", ".spec"),
+    ),
+)
