@@ -113,6 +113,7 @@ $(VENV): requirements/dev.txt pyproject.toml
 	@$(BIN)/python -c 'import pip, sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null || \
 	  $(PYTHON) -m venv --clear .venv
 	@echo "kompakt: installing the pinned packages into .venv (some 3 GB at the first time, most of it torch)"
-	$(BIN)/python -m pip install --disable-pip-version-check --require-hashes --requirement requirements/dev.txt
+	$(BIN)/python -m pip install --disable-pip-version-check --require-hashes --requirement requirements/dev.txt \
+	  | sed -u '/^Requirement already satisfied/d'
 	$(BIN)/python -m pip install --disable-pip-version-check --no-deps --no-build-isolation --editable .
 	@touch $@

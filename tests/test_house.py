@@ -33,7 +33,7 @@ INDEX_HOSTS = [
 
 
 def run(*command: str | Path, cwd: Path = ROOT) -> subprocess.CompletedProcess[str]:
-    """Run a program in the checkout, without what the start of the tests put into the environment."""
+    """Run a program in the checkout, without what starting the tests put in the environment."""
     inherited = ("PYTHONPATH", "PYTHONSAFEPATH", "MAKEFLAGS", "MAKELEVEL", "MFLAGS")
     environment = {name: value for name, value in os.environ.items() if name not in inherited}
     return subprocess.run(
