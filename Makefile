@@ -57,7 +57,7 @@ venv: $(VENV) ## the pinned virtual environment, .venv
 
 .PHONY: crds
 crds: $(VENV) ## write the CRDs from the models, in crds/ and in the chart
-	$(BIN)/python -m kompakt.api.crd_cli
+	$(BIN)/python -m kompakt.api.crd_cli crds charts/kompakt/files/crds
 
 .PHONY: chart
 chart: $(VENV) ## lint the Helm chart and pack it into build/

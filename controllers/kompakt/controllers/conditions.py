@@ -1,7 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """Conditions by the conventions of Kubernetes and kstatus.
 
-Ready is always there. Reconciling and Stalled are there only while True. `lastTransitionTime` moves only when the
+Ready is always there. Reconciling and Stalled are there only while True. `lastTransitionTime`
+moves only when the
 status of a condition flips, so that an unchanged object is not written again and again.
 """
 
@@ -17,9 +18,9 @@ ConditionStatus = Literal["True", "False", "Unknown"]
 _MESSAGE_MAX = 1024
 
 
-def condition(  # noqa: PLR0913 -- the fields of a condition
+def condition(
     type_: str,
-    status: ConditionStatus | bool,
+    status: ConditionStatus | bool,  # noqa: FBT001 -- the value itself
     *,
     reason: str,
     message: str = "",
@@ -41,8 +42,10 @@ def condition(  # noqa: PLR0913 -- the fields of a condition
 
 
 def merge(old: Sequence[Condition], new: Iterable[Condition]) -> list[Condition]:
-    """The new conditions, each with the old transition time where its status did not flip. What is not among the
-    new is gone."""
+    """The new conditions, each with the old transition time where its status did not flip. What
+    is not among the
+    new is gone.
+    """
     before = {c.type: c for c in old}
     merged = []
     for c in new:

@@ -1,5 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Names of the objects that Kompakt makes: deterministic, so that a second creation is the same object."""
+"""Names of the objects that Kompakt makes: deterministic, so that a second creation is the same
+object.
+"""
 
 from __future__ import annotations
 

@@ -4,9 +4,11 @@
 Invariants that everything after a crash, a lost write or a duplicate event rests on:
 
 - `observed` is a frozen value with the time in it, so a plan is a function of it alone;
-- actions are carried out in order, and the operator may die between any two of them: the next plan, made from what
+- actions are carried out in order, and the operator may die between any two of them: the next
+plan, made from what
   is then observed, goes on where this one stopped;
-- every action is idempotent. What must exist before something else is an earlier action (a trial's parameters are in
+- every action is idempotent. What must exist before something else is an earlier action (a
+trial's parameters are in
   the status before its Job is created).
 """
 
@@ -30,7 +32,8 @@ SpecT = TypeVar("SpecT", bound=Model)
 StatusT = TypeVar("StatusT", bound=Model)
 
 
-# --- what is observed --------------------------------------------------------------------------------------------
+# --- what is observed
+# --------------------------------------------------------------------------------------------
 
 
 @dataclass(frozen=True)
@@ -221,19 +224,24 @@ class VariantObserved:
     route: RouteState | None = None
 
 
-# --- what is to be done ------------------------------------------------------------------------------------------
+# --- what is to be done
+# ------------------------------------------------------------------------------------------
 
 
 @dataclass(frozen=True)
 class Apply:
-    """Server-side apply with our field manager; conflicts are forced, since we own the fields that we name."""
+    """Server-side apply with our field manager; conflicts are forced, since we own the fields
+    that we name.
+    """
 
     manifest: Manifest
 
 
 @dataclass(frozen=True)
 class Create:
-    """Create once; that it exists already is fine. For Jobs, whose template others may have changed since."""
+    """Create once; that it exists already is fine. For Jobs, whose template others may have
+    changed since.
+    """
 
     manifest: Manifest
 

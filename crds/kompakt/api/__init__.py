@@ -1,7 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The API of Kompakt: the six kinds, the contracts of the Jobs, and the names that objects and metrics carry.
+"""The API of Kompakt: the six kinds, the contracts of the Jobs, and the names that objects and
+metrics carry.
 
-Everything that crosses from one room to another is a type of this package. It imports pydantic and nothing else.
+Everything that crosses from one room to another is a type of this package. It imports pydantic
+and nothing else.
 """
 
 from kompakt.api.base import API_VERSION, GROUP, VERSION, KindInfo

@@ -1,15 +1,21 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The artifact: a folder in the store, named by the digest of its manifest, that a server or a Job can use alone.
+"""The artifact: a folder in the store, named by the digest of its manifest, that a server or a
+Job can use alone.
 
-    <store>/artifacts/sha256-<hex>/variant.json     this manifest, canonical JSON; its sha256 is the artifact's digest
-                                   /model.onnx      inputs input_ids, attention_mask (int64, [batch, tokens]) and
-                                                    token_type_ids where the architecture has them; output logits
+    <store>/artifacts/sha256-<hex>/variant.json     this manifest, canonical JSON; its sha256 is
+    the artifact's digest
+                                   /model.onnx      inputs input_ids, attention_mask (int64,
+                                   [batch, tokens]) and
+                                                    token_type_ids where the architecture has
+                                                    them; output logits
                                                     (float32, [batch, labels])
                                    /tokenizer.json  a Hugging Face fast tokenizer
-    <store>/checkpoints/sha256-<hex>/…              torch side: config.json, model.safetensors, tokenizer files
+    <store>/checkpoints/sha256-<hex>/…              torch side: config.json, model.safetensors,
+    tokenizer files
     <store>/reports/<name>.json                     whole reports
 
-Bytes are code: only ONNX and safetensors are ever read, never pickle; each file's sha256 is checked when fetched.
+Bytes are code: only ONNX and safetensors are ever read, never pickle; each file's sha256 is
+checked when fetched.
 """
 
 from __future__ import annotations
@@ -30,7 +36,9 @@ TOKENIZER_NAME = "tokenizer.json"
 class ArtifactFile(Model):
     """One file of an artifact."""
 
-    path: Annotated[str, Field(min_length=1, max_length=256, pattern=r"^[A-Za-z0-9_][A-Za-z0-9_./-]*$")]
+    path: Annotated[
+        str, Field(min_length=1, max_length=256, pattern=r"^[A-Za-z0-9_][A-Za-z0-9_./-]*$")
+    ]
     digest: Digest
     size_bytes: Count
 
@@ -51,7 +59,9 @@ class ArtifactManifest(Model):
     recipe: ShortText = ""
     steps_digest: Digest | None = None
     """Digest of the resolved steps with their parameters and data."""
-    files: Annotated[list[ArtifactFile], Field(min_length=1, max_length=64), ListType("map", ("path",))]
+    files: Annotated[
+        list[ArtifactFile], Field(min_length=1, max_length=64), ListType("map", ("path",))
+    ]
 
     @property
     def size_bytes(self) -> int:

@@ -1,13 +1,16 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What every kind is made of: the base model, bounded types, conditions, and marks for the CRD generator.
+"""What every kind is made of: the base model, bounded types, conditions, and marks for the CRD
+generator.
 
 Invariants of the API (checked over the generated CRDs by tests):
 
-- no floats and no durations: ratios are basis points or permille, times are microseconds or seconds, money is
+- no floats and no durations: ratios are basis points or permille, times are microseconds or
+seconds, money is
   millionths of a currency unit;
 - every string and list is bounded;
 - fields are optional in every status, so that an older status still parses;
-- an unknown field is ignored when read (a newer CRD, an older operator), and pruned by the API server.
+- an unknown field is ignored when read (a newer CRD, an older operator), and pruned by the API
+server.
 """
 
 from __future__ import annotations
@@ -16,24 +19,40 @@ from dataclasses import dataclass, field
 from datetime import datetime
 from typing import Annotated, Any, ClassVar, Literal, Self
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, GetJsonSchemaHandler
 from pydantic.alias_generators import to_camel
+from pydantic.json_schema import JsonSchemaValue
+from pydantic_core import CoreSchema
+from typing_extensions import override
 
 GROUP = "kompakt.dev"
 VERSION = "v1alpha1"
 API_VERSION = f"{GROUP}/{VERSION}"
+VALIDATIONS = "x-kubernetes-validations"
 
 
 @dataclass(frozen=True)
 class Cel:
     """A validation rule that a schema cannot say, evaluated by the API server.
 
-    Used as `Annotated[T, Cel(rule, message)]` on a field, or in `Model.cel_rules` for a whole object.
+    Used as `Annotated[T, Cel(rule, message)]` on a field, or in `Model.cel_rules` for an object.
     """
 
     rule: str
     message: str
     field_path: str | None = None
+
+    def to_schema(self) -> dict[str, str]:
+        """An entry of `x-kubernetes-validations`."""
+        entry = {"rule": self.rule, "message": self.message}
+        return entry | ({"fieldPath": self.field_path} if self.field_path else {})
+
+    def __get_pydantic_json_schema__(
+        self, core_schema: CoreSchema, handler: GetJsonSchemaHandler
+    ) -> JsonSchemaValue:
+        """Add the rule to the schema of an annotated field."""
+        schema = handler(core_schema)
+        return schema | {VALIDATIONS: [*schema.get(VALIDATIONS, ()), self.to_schema()]}
 
 
 @dataclass(frozen=True)
@@ -42,6 +61,13 @@ class ListType:
 
     kind: Literal["atomic", "set", "map"]
     keys: tuple[str, ...] = ()
+
+    def __get_pydantic_json_schema__(
+        self, core_schema: CoreSchema, handler: GetJsonSchemaHandler
+    ) -> JsonSchemaValue:
+        """Mark the schema of an annotated list."""
+        keys = {"x-kubernetes-list-map-keys": list(self.keys)} if self.keys else {}
+        return handler(core_schema) | {"x-kubernetes-list-type": self.kind} | keys
 
 
 @dataclass(frozen=True)
@@ -56,7 +82,9 @@ class PrinterColumn:
 
 
 class Model(BaseModel):
-    """Base of every API type: camelCase on the wire, snake_case in code, docstrings become descriptions."""
+    """Base of every API type: camelCase on the wire, snake_case in code, docstrings become
+    descriptions.
+    """
 
     model_config = ConfigDict(
         alias_generator=to_camel,
@@ -68,6 +96,18 @@ class Model(BaseModel):
         protected_namespaces=(),
     )
     cel_rules: ClassVar[tuple[Cel, ...]] = ()
+    """Rules over the whole object, evaluated by the API server."""
+
+    @classmethod
+    @override
+    def __get_pydantic_json_schema__(
+        cls, core_schema: CoreSchema, handler: GetJsonSchemaHandler
+    ) -> JsonSchemaValue:
+        """Add the class's rules to its schema."""
+        schema = handler.resolve_ref_schema(handler(core_schema))
+        if cls.cel_rules:
+            schema[VALIDATIONS] = [rule.to_schema() for rule in cls.cel_rules]
+        return schema
 
     def to_wire(self) -> dict[str, Any]:
         """The JSON form that the API server stores: camelCase, absent fields left out."""
@@ -91,7 +131,8 @@ class KindInfo:
     columns: tuple[PrinterColumn, ...] = ()
     description: str = ""
     cel_rules: tuple[Cel, ...] = field(default=())
-    """Rules over the whole object (only `metadata.name` and `metadata.generateName` of the metadata are visible)."""
+    """Rules over the whole object (only `metadata.name` and `metadata.generateName` of the
+    metadata are visible)."""
 
     @property
     def crd_name(self) -> str:
@@ -99,7 +140,8 @@ class KindInfo:
         return f"{self.plural}.{GROUP}"
 
 
-# --- bounded types -----------------------------------------------------------------------------------------------
+# --- bounded types
+# -----------------------------------------------------------------------------------------------
 
 _LABEL = r"^[a-z0-9]([-a-z0-9]*[a-z0-9])?$"
 Name = Annotated[str, Field(min_length=1, max_length=63, pattern=_LABEL)]
@@ -107,11 +149,17 @@ Name = Annotated[str, Field(min_length=1, max_length=63, pattern=_LABEL)]
 ObjectName = Annotated[
     str, Field(min_length=1, max_length=253, pattern=r"^[a-z0-9]([-a-z0-9.]*[a-z0-9])?$")
 ]
-Hostname = Annotated[str, Field(min_length=1, max_length=253, pattern=r"^[a-z0-9*]([-a-z0-9.]*[a-z0-9])?$")]
+Hostname = Annotated[
+    str, Field(min_length=1, max_length=253, pattern=r"^[a-z0-9*]([-a-z0-9.]*[a-z0-9])?$")
+]
 Digest = Annotated[str, Field(pattern=r"^sha256:[0-9a-f]{64}$", max_length=71)]
 """Content address: `sha256:` and 64 hexadecimal digits."""
-Uri = Annotated[str, Field(min_length=1, max_length=1024, pattern=r"^(file|hf|s3|gs|abfs|https|pvc)://.+$")]
-FieldName = Annotated[str, Field(min_length=1, max_length=64, pattern=r"^[A-Za-z_][A-Za-z0-9_.-]*$")]
+Uri = Annotated[
+    str, Field(min_length=1, max_length=1024, pattern=r"^(file|hf|s3|gs|abfs|https|pvc)://.+$")
+]
+FieldName = Annotated[
+    str, Field(min_length=1, max_length=64, pattern=r"^[A-Za-z_][A-Za-z0-9_.-]*$")
+]
 ShortText = Annotated[str, Field(max_length=256)]
 Message = Annotated[str, Field(max_length=1024)]
 Reason = Annotated[str, Field(min_length=1, max_length=64, pattern=r"^[A-Z][A-Za-z0-9]*$")]
@@ -132,12 +180,14 @@ class LocalRef(Model):
     """The name of an object in the same namespace (or of a cluster-scoped one)."""
 
     name: ObjectName
+    """Name of the object."""
 
 
 class NamespacedRef(Model):
     """The name of an object that may live in another namespace."""
 
     name: ObjectName
+    """Name of the object."""
     namespace: Name | None = None
     """Defaults to the namespace of the referring object."""
 
@@ -146,11 +196,17 @@ class Condition(Model):
     """A standard Kubernetes condition (`metav1.Condition`)."""
 
     type: Annotated[str, Field(min_length=1, max_length=64)]
+    """What the condition is about."""
     status: Literal["True", "False", "Unknown"]
+    """Whether it holds."""
     observed_generation: Count | None = None
+    """Generation of the spec that it was judged by."""
     last_transition_time: datetime
+    """When the status last flipped."""
     reason: Reason
+    """One word for programs."""
     message: Message = ""
+    """One sentence for people."""
 
 
 Conditions = Annotated[list[Condition], Field(max_length=16), ListType("map", ("type",))]

@@ -1,9 +1,13 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The contract of the Jobs: a task goes in as JSON, a result of at most 4 KiB comes out in the termination message.
+"""The contract of the Jobs: a task goes in as JSON, a result of at most 4 KiB comes out in the
+termination message.
 
-A Job is a pure function of its task: run twice, it gives the same artifact digest (up to floating-point noise in
-training) and the same report. It exits 0 with `outcome: Succeeded`, 42 with `InvalidInput` (never retried: the
-message says which field is wrong and how to mend it), 1 with `Failed`. A Job killed for memory leaves no result;
+A Job is a pure function of its task: run twice, it gives the same artifact digest (up to
+floating-point noise in
+training) and the same report. It exits 0 with `outcome: Succeeded`, 42 with `InvalidInput` (never
+retried: the
+message says which field is wrong and how to mend it), 1 with `Failed`. A Job killed for memory
+leaves no result;
 the operator sees the container's reason OOMKilled.
 """
 
@@ -24,7 +28,9 @@ RESULT_MAX_BYTES = 4096
 
 
 class ImportTask(Model):
-    """Reads the source model and all data, checks that they fit each other, exports the model unchanged to ONNX."""
+    """Reads the source model and all data, checks that they fit each other, exports the model
+    unchanged to ONNX.
+    """
 
     model: ModelSource
     data: Annotated[dict[FieldName, DataSource], Field(max_length=8)] = {}
@@ -48,7 +54,9 @@ class CompressTask(Model):
 
 
 class MeasureTask(Model):
-    """Evaluates baseline and candidate on the same examples, then benchmarks them interleaved, on this very pod."""
+    """Evaluates baseline and candidate on the same examples, then benchmarks them interleaved, on
+    this very pod.
+    """
 
     target: FieldName
     baseline_digest: Digest
@@ -80,14 +88,20 @@ class ImportResult(Model):
     """The baseline."""
 
     source_digest: Digest
-    """Content address of the checkpoint that was read; also its address in the store's checkpoints."""
+    """Content address of the checkpoint that was read; also its address in the store's
+    checkpoints."""
     artifact_digest: Digest
+    """Artifact of the unchanged model."""
     size_bytes: Count
+    """Of the artifact."""
     parameters: Count
+    """Weights of the model."""
     labels: Annotated[list[LabelName], Field(max_length=64), ListType("atomic")]
     """The first 64."""
     data_digests: Annotated[dict[FieldName, Digest], Field(max_length=8)] = {}
+    """Content of each data source, by role."""
     data_examples: Annotated[dict[FieldName, Count], Field(max_length=8)] = {}
+    """Examples in each data source, by role."""
     max_absolute_error_nanos: Count
     """Largest difference of a logit between torch and ONNX, in billionths."""
 

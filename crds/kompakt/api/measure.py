@@ -1,8 +1,11 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Measurements of a variant on a target, as whole numbers that any confidence bound can be computed from.
+"""Measurements of a variant on a target, as whole numbers that any confidence bound can be
+computed from.
 
-Accuracy is paired: baseline and candidate answer the same examples. With `lost` the examples that only the baseline
-gets right and `gained` those that only the candidate does, the accuracy drop is (lost - gained) / examples.
+Accuracy is paired: baseline and candidate answer the same examples. With `lost` the examples that
+only the baseline
+gets right and `gained` those that only the candidate does, the accuracy drop is (lost - gained) /
+examples.
 """
 
 from __future__ import annotations
@@ -11,15 +14,28 @@ from typing import Annotated
 
 from pydantic import Field
 
-from kompakt.api.base import BasisPoints, Count, Digest, FieldName, ListType, Mebibytes, Microseconds, Model, ShortText
+from kompakt.api.base import (
+    BasisPoints,
+    Count,
+    Digest,
+    FieldName,
+    ListType,
+    Mebibytes,
+    Microseconds,
+    Model,
+    ShortText,
+)
 
 
 class PairedCounts(Model):
     """Outcome of one set of labelled examples answered by both variants."""
 
     examples: Count = 0
+    """Labelled examples answered by both."""
     baseline_correct: Count = 0
+    """Right by the baseline."""
     candidate_correct: Count = 0
+    """Right by the candidate."""
     lost: Count = 0
     """Right by the baseline, wrong by the candidate."""
     gained: Count = 0
@@ -32,69 +48,102 @@ class SliceCounts(PairedCounts):
     """The same for the examples of one slice."""
 
     field: FieldName
+    """Slice field."""
     value: Annotated[str, Field(max_length=63)]
+    """Its value."""
 
 
 class Evaluation(Model):
-    """Paired accuracy on two disjoint splits: a variant is chosen on one and confirmed on the other, because the
-    best of many is biased on the split that chose it. The split of an example follows from a hash of its text."""
+    """Paired accuracy on two disjoint splits: a variant is chosen on one and confirmed on the
+    other, because the
+    best of many is biased on the split that chose it. The split of an example follows from a hash
+    of its text.
+    """
 
     data_digest: Digest
+    """Of the evaluation data."""
     selection: PairedCounts
+    """Split that variants are chosen on."""
     confirmation: PairedCounts
+    """Split that the choice is confirmed on."""
     slices: Annotated[list[SliceCounts], Field(max_length=32), ListType("atomic")] = []
     """Of the confirmation split."""
     baseline_calibration_error: BasisPoints | None = None
     """Expected calibration error, 15 bins, over both splits (Guo et al. 2017, arXiv:1706.04599)."""
     candidate_calibration_error: BasisPoints | None = None
+    """The candidate's."""
 
 
 class Hardware(Model):
     """The machine that a benchmark ran on."""
 
     cpu_model: ShortText = ""
-    cpu_features: Annotated[list[Annotated[str, Field(max_length=32)]], Field(max_length=16), ListType("set")] = []
+    """As the kernel names it."""
+    cpu_features: Annotated[
+        list[Annotated[str, Field(max_length=32)]], Field(max_length=16), ListType("set")
+    ] = []
     """Those that decide int8 speed and results, for example avx512_vnni."""
     cpu_millis: Count = 0
+    """CPU limit of the pod, in thousandths of a core."""
     memory_mebibytes: Mebibytes = 0
+    """Memory limit of the pod."""
     threads: Annotated[int, Field(ge=1, le=1024)] = 1
+    """Threads of the inference runtime."""
     node: ShortText = ""
+    """Name of the node."""
 
 
 class LatencyFigures(Model):
     """One variant's share of an interleaved benchmark, batch size 1, tokenization included."""
 
     p50_microseconds: Microseconds = 0
+    """Median."""
     p90_microseconds: Microseconds = 0
+    """90th percentile."""
     p95_microseconds: Microseconds = 0
+    """95th percentile."""
     p99_microseconds: Microseconds = 0
+    """99th percentile."""
     p99_upper_microseconds: Microseconds | None = None
-    """99 % upper confidence bound of p99 by order statistics; absent when there are too few samples for one."""
+    """99 % upper confidence bound of p99 by order statistics; absent when there are too few
+    samples for one."""
     mean_microseconds: Microseconds = 0
+    """Mean."""
     peak_memory_mebibytes: Mebibytes = 0
+    """Resident memory of a process that runs this variant alone."""
 
 
 class Benchmark(Model):
     """Baseline and candidate, interleaved in rounds in one pod under the profile's limits."""
 
     rounds: Count
+    """Rounds, each with both variants on the same texts."""
     requests: Count
     """Requests of each variant, over all rounds."""
     baseline: LatencyFigures
+    """Figures of the baseline."""
     candidate: LatencyFigures
+    """Figures of the candidate."""
     speedup_permille: Count
     """Median over rounds of baseline time / candidate time."""
     speedup_low_permille: Count
     """Lower end of a 95 % interval over rounds (order statistics)."""
     speedup_high_permille: Count
+    """Upper end."""
     hardware: Hardware
+    """Where it ran."""
 
 
 class Measurement(Model):
     """What a Measure Job found for one candidate on one target."""
 
     target: FieldName
+    """Name of the target."""
     baseline_digest: Digest
+    """Artifact of the baseline."""
     candidate_digest: Digest
+    """Artifact of the candidate."""
     evaluation: Evaluation
+    """Accuracy."""
     benchmark: Benchmark
+    """Latency."""

@@ -1,5 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
-"""CompressionPolicy: the model, its data, where it must run, what is good enough, and how to roll it out."""
+"""CompressionPolicy: the model, its data, where it must run, what is good enough, and how to roll
+it out.
+"""
 
 from __future__ import annotations
 
@@ -27,7 +29,6 @@ from kompakt.api.base import (
     ObjectName,
     PrinterColumn,
     Reason,
-    Seconds,
     ShortText,
     SignedBasisPoints,
 )
@@ -50,7 +51,11 @@ class PolicyData(Model):
     """For pruning and distillation; labels are optional."""
 
     cel_rules: ClassVar[tuple[Cel, ...]] = (
-        Cel("has(self.evaluation.labelField)", "accuracy needs labels: set labelField", ".evaluation"),
+        Cel(
+            "has(self.evaluation.labelField)",
+            "accuracy needs labels: set labelField",
+            ".evaluation",
+        ),
         Cel(
             "!has(self.goldenSet) || has(self.goldenSet.labelField)",
             "the golden set needs labels: set labelField",
@@ -72,10 +77,16 @@ class PolicyData(Model):
 class Search(Model):
     """Trials beyond the recipes' own parameters, proposed one after the other."""
 
-    recipes: Annotated[list[LocalRef], Field(min_length=1, max_length=16), ListType("map", ("name",))]
+    recipes: Annotated[
+        list[LocalRef], Field(min_length=1, max_length=16), ListType("map", ("name",))
+    ]
+    """Recipes whose ranges are searched."""
     sampler: Literal["TPE", "Random"] = "TPE"
+    """How parameters are proposed: tree-structured Parzen estimator, or at random."""
     max_trials: Annotated[int, Field(ge=1, le=48)] = 12
+    """How many trials the search may add."""
     max_parallel_trials: Annotated[int, Field(ge=1, le=16)] = 1
+    """How many of a run's trials are compressed at a time."""
     max_duration_seconds: Annotated[int, Field(ge=60, le=604_800)] = 3600
     """After so long no new trial is started."""
 
@@ -84,38 +95,49 @@ class LatencyTarget(Model):
     """An upper bound on a percentile of the latency of one request, batch size 1."""
 
     percentile: LatencyPercentile = "P99"
+    """Which percentile is bounded."""
     threshold_microseconds: Annotated[int, Field(ge=100, le=10_000_000)]
+    """Its upper bound."""
 
 
 class Target(Model):
     """Hardware where variants must run, and what they must keep there."""
 
     name: Name
+    """Unique among the targets."""
     hardware_profile_ref: LocalRef
     latency: LatencyTarget | None = None
     max_size_mebibytes: Annotated[int, Field(ge=1, le=1_048_576)] | None = None
+    """The largest artifact that fits."""
 
 
 class Gate(Model):
     """What a variant may lose. Decided by a one-sided confidence bound on the paired difference."""
 
     name: Name
+    """Unique among the gates."""
     metric: Literal["Accuracy"] = "Accuracy"
+    """What may drop."""
     slice: FieldName | None = None
     """Holds for each value of this slice field, rather than for the whole."""
     max_drop_basis_points: BasisPoints
+    """The largest drop, in hundredths of a percentage point."""
     confidence_percent: Annotated[int, Field(ge=50, le=99)] = 95
+    """Confidence of the bound that decides."""
 
 
 class Serving(Model):
     """Which target's choice is served, and where users reach it."""
 
     target: Name
+    """Name of one of the targets."""
     replicas: Annotated[int, Field(ge=1, le=1000)] = 1
+    """Pods of each variant that serves."""
     model_name: Name | None = None
     """Name in the paths of the Open Inference Protocol; the policy's own name when absent."""
     gateway_ref: NamespacedRef
     hostnames: Annotated[list[Hostname], Field(max_length=16), ListType("set")] = []
+    """Host names of the route; every host of the gateway when empty."""
     deletion_policy: Literal["Retain", "Delete"] = "Retain"
     """What happens to the serving objects when the policy is deleted."""
 
@@ -126,6 +148,7 @@ class Triggers(Model):
     on_source_change: Literal["Enabled", "Disabled"] = "Disabled"
     """Import the source again every `sourceCheckSeconds`, and run when its digest is new."""
     source_check_seconds: Annotated[int, Field(ge=60, le=31_536_000)] = 86_400
+    """How often the source is looked at."""
 
 
 class JobSettings(Model):
@@ -136,8 +159,11 @@ class JobSettings(Model):
     queue_name: Name | None = None
     """A Kueue LocalQueue."""
     ttl_seconds_after_finished: Annotated[int, Field(ge=60, le=2_592_000)] = 3600
+    """How long finished Jobs stay for people to look at."""
     deadline_seconds: Annotated[int, Field(ge=60, le=604_800)] = 14_400
+    """The longest that one Job may run."""
     seed: Annotated[int, Field(ge=0, le=2**31 - 1)] = 0
+    """Of every random choice: sampling, initialization, the search."""
 
 
 class CompressionPolicySpec(Model):
@@ -152,13 +178,19 @@ class CompressionPolicySpec(Model):
     """These always run, with their own parameters."""
     search: Search | None = None
     targets: Annotated[list[Target], Field(min_length=1, max_length=8), ListType("map", ("name",))]
+    """Hardware that variants are measured on and chosen for, one by one."""
     gates: Annotated[list[Gate], Field(max_length=16), ListType("map", ("name",))] = []
+    """What a variant must keep to be chosen, on every target."""
     optimize_for: Optimize = "Cost"
+    """What the best of the variants that pass the gates is best at."""
     serving: Serving | None = None
     """Absent: variants are published, none is served."""
     rollout: Rollout = Rollout()
+    """How the chosen variant is brought to production."""
     triggers: Triggers = Triggers()
+    """What starts a run."""
     jobs: JobSettings = JobSettings()
+    """How work is run."""
 
     cel_rules: ClassVar[tuple[Cel, ...]] = (
         Cel(
@@ -189,17 +221,27 @@ class ChosenVariant(Model):
     """The choice for one target."""
 
     target: Name
+    """Name of the target."""
     variant: ObjectName | None = None
     """Name of the ModelVariant; absent when no variant passes the gates."""
     digest: Digest | None = None
+    """Of its artifact."""
     recipe: ShortText = ""
+    """That made it."""
     speedup_permille: Count | None = None
+    """Median speed-up over the original on this target, in thousandths."""
     accuracy_drop_basis_points: SignedBasisPoints | None = None
+    """Measured drop on the confirmation split; negative for a gain."""
     accuracy_drop_upper_bound_basis_points: SignedBasisPoints | None = None
+    """Upper confidence bound of the drop."""
     p99_microseconds: Microseconds | None = None
+    """Measured 99th percentile of the latency."""
     cost_micros_per_million: Count | None = None
+    """Cost of a million inferences, in millionths of the currency unit."""
     size_bytes: Count | None = None
+    """Of its artifact."""
     reason: Reason | None = None
+    """Why this one, or why none, in one word."""
     message: Message = ""
     """Why this one, or why none."""
 
@@ -208,20 +250,28 @@ class CompressionPolicyStatus(Model):
     """Observed state."""
 
     conditions: Conditions = []
-    """Ready, Reconciling, Stalled; VariantChosen (a run ended with a choice), Serving (the route answers)."""
+    """Ready, Reconciling, Stalled; VariantChosen (a run ended with a choice), Serving (the route
+    answers)."""
     observed_generation: Count | None = None
+    """Generation of the spec that this status is about."""
     source_digest: Digest | None = None
+    """Content of the model that was imported last."""
     data_digests: Annotated[dict[FieldName, Digest], Field(max_length=8)] | None = None
+    """Content of the data that was read last, by role."""
     run: ObjectName | None = None
     """The current or last CompressionRun."""
     run_inputs_digest: Digest | None = None
     """Digest of everything that the run depends on; a new one is a new run."""
     last_trigger: ShortText | None = None
+    """The trigger annotation that the last run answered."""
     chosen: Annotated[list[ChosenVariant], Field(max_length=8), ListType("map", ("target",))] = []
+    """The choice for each target."""
     rollout: ObjectName | None = None
     """The current or last VariantRollout made by this policy."""
     serving_variant: ObjectName | None = None
+    """ModelVariant that answers users."""
     serving_digest: Digest | None = None
+    """Its digest."""
     url: ShortText | None = None
     """Where users reach the model, as `http://<gateway address>/v2/models/<name>`."""
     last_import_unix_seconds: Count | None = None
@@ -245,6 +295,9 @@ COMPRESSION_POLICY = KindInfo(
     ),
     description="Keeps the best compressed variant of a model in production.",
     cel_rules=(
-        Cel("size(self.metadata.name) <= 40", "the name may have at most 40 characters: others are made from it"),
+        Cel(
+            "size(self.metadata.name) <= 40",
+            "the name may have at most 40 characters: others are made from it",
+        ),
     ),
 )

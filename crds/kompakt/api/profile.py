@@ -1,5 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
-"""HardwareProfile: a pool of nodes, what a pod may use there, and what an hour of it costs. Cluster-scoped."""
+"""HardwareProfile: a pool of nodes, what a pod may use there, and what an hour of it costs.
+Cluster-scoped.
+"""
 
 from __future__ import annotations
 
@@ -14,16 +16,22 @@ class NodeLabel(Model):
     """A label that nodes of the pool carry."""
 
     key: Annotated[str, Field(min_length=1, max_length=317)]
+    """Label key."""
     value: Annotated[str, Field(max_length=63)]
+    """Label value."""
 
 
 class Toleration(Model):
     """A taint of the pool that pods tolerate."""
 
     key: Annotated[str, Field(min_length=1, max_length=317)]
+    """Taint key."""
     operator: Literal["Exists", "Equal"] = "Equal"
+    """How the value is compared."""
     value: Annotated[str, Field(max_length=63)] = ""
+    """Taint value."""
     effect: Literal["NoSchedule", "PreferNoSchedule", "NoExecute"] | None = None
+    """Taint effect; every effect when absent."""
 
 
 class Price(Model):
@@ -32,22 +40,34 @@ class Price(Model):
     micros_per_hour: Annotated[int, Field(ge=0, le=2**53)]
     """Millionths of the currency unit."""
     currency: Annotated[str, Field(min_length=3, max_length=3, pattern="^[A-Z]{3}$")] = "USD"
+    """ISO 4217 code."""
 
 
 class HardwareProfileSpec(Model):
-    """Where pods of this profile run and what they may use: the emulation limits are container limits."""
+    """Where pods of this profile run and what they may use: the emulation limits are container
+    limits.
+    """
 
     description: ShortText = ""
+    """What the pool is, in a sentence."""
     node_labels: Annotated[list[NodeLabel], Field(max_length=16), ListType("map", ("key",))] = []
+    """Labels of the nodes."""
     tolerations: Annotated[list[Toleration], Field(max_length=16), ListType("atomic")] = []
+    """Taints of the nodes that pods tolerate."""
     cpu_millis: Annotated[int, Field(ge=50, le=1_024_000)] = 1000
-    """CPU limit and request of a pod, in thousandths of a core; inference threads follow from it."""
+    """CPU limit and request of a pod, in thousandths of a core; inference threads follow from
+    it."""
     memory_mebibytes: Annotated[int, Field(ge=64, le=16_777_216)] = 1024
+    """Memory limit and request of a pod."""
     runtime: Literal["OnnxRuntime"] = "OnnxRuntime"
+    """Inference runtime."""
     runtime_class_name: Annotated[str, Field(max_length=63)] | None = None
+    """RuntimeClass of pods on this pool; the installation's when absent."""
     price: Price | None = None
+    """What a replica costs."""
     watts_milli: Annotated[int, Field(ge=0, le=100_000_000)] | None = None
-    """Power drawn by a replica under load, in thousandths of a watt; energy figures are estimates from it."""
+    """Power drawn by a replica under load, in thousandths of a watt; energy figures are estimates
+    from it."""
     job_memory_mebibytes: Mebibytes | None = None
     """Memory limit of measuring Jobs on this pool when it must differ from a serving pod's."""
 

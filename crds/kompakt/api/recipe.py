@@ -1,7 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
-"""CompressionRecipe: named, ordered steps that turn a model into a smaller one, with ranges to search.
+"""CompressionRecipe: named, ordered steps that turn a model into a smaller one, with ranges to
+search.
 
-Also the steps' parameter models, which the Jobs run by. A step is one of `prune`, `distill` and `quantize`.
+Also the steps' parameter models, which the Jobs run by. A step is one of `prune`, `distill` and
+`quantize`.
 """
 
 from __future__ import annotations
@@ -10,32 +12,50 @@ from typing import Annotated, ClassVar, Literal
 
 from pydantic import Field
 
-from kompakt.api.base import Cel, FieldName, KindInfo, ListType, Model, Name, PrinterColumn, ShortText
+from kompakt.api.base import (
+    Cel,
+    FieldName,
+    KindInfo,
+    ListType,
+    Model,
+    Name,
+    PrinterColumn,
+    ShortText,
+)
 
 
 class Prune(Model):
     """Structured pruning with physical shrink: the pruned rows and columns leave the matrices.
 
-    FFN neurons are ranked over all layers at once by empirical Fisher information, the squared gradient of the loss
-    by a gate on each neuron (Kwon et al. 2022, arXiv:2204.09656, section 4), so that layers keep what they need.
+    FFN neurons are ranked over all layers at once by empirical Fisher information, the squared
+    gradient of the loss
+    by a gate on each neuron (Kwon et al. 2022, arXiv:2204.09656, section 4), so that layers keep
+    what they need.
     """
 
     importance: Literal["Fisher"] = "Fisher"
+    """How neurons are ranked."""
     ffn_keep_permille: Annotated[int, Field(ge=20, le=1000)] = 350
     """Share of all FFN neurons that stay."""
     samples: Annotated[int, Field(ge=16, le=65_536)] = 256
-    """Training examples that the importance is estimated from; labels are used when the data has them, the
+    """Training examples that the importance is estimated from; labels are used when the data has
+    them, the
     model's own predictions otherwise."""
 
 
 class Distill(Model):
-    """Training of the smaller model towards the answers of the original (Hinton et al. 2015, arXiv:1503.02531)."""
+    """Training of the smaller model towards the answers of the original (Hinton et al. 2015,
+    arXiv:1503.02531).
+    """
 
     loss: Literal["Logits"] = "Logits"
+    """What the student copies: the softened logits of the original."""
     temperature_permille: Annotated[int, Field(ge=500, le=20_000)] = 2000
+    """Softening of the logits, in thousandths."""
     examples: Annotated[int, Field(ge=32, le=10_000_000)] = 6000
     """How many training texts are shown in all (repeated when the data has fewer)."""
     batch_size: Annotated[int, Field(ge=1, le=1024)] = 32
+    """Texts in a training step."""
     learning_rate_micros: Annotated[int, Field(ge=1, le=100_000)] = 200
     """Peak learning rate of AdamW in millionths; linear warm-up and decay."""
 
@@ -44,6 +64,7 @@ class Quantize(Model):
     """Post-training quantization of the exported graph."""
 
     method: Literal["DynamicInt8"] = "DynamicInt8"
+    """8-bit weights, with activations quantized as they come."""
     per_channel: Literal["Enabled", "Disabled"] = "Enabled"
     """One scale for each output channel of a weight, rather than one for the whole matrix."""
     reduce_range: Literal["Enabled", "Disabled"] = "Disabled"
@@ -61,19 +82,26 @@ class Step(Model):
     )
 
     prune: Prune | None = None
+    """Remove neurons."""
     distill: Distill | None = None
+    """Train the smaller model towards the original."""
     quantize: Quantize | None = None
+    """Use fewer bits."""
 
 
 class SearchRange(Model):
     """Values of one parameter that a search may try instead of the one in the step."""
 
     step: Literal["prune", "distill", "quantize"]
+    """Step of the recipe that the parameter belongs to."""
     parameter: FieldName
     """Name of an integer parameter of that step, as written in the recipe."""
     minimum: Annotated[int, Field(ge=0, le=10_000_000)]
+    """Smallest value."""
     maximum: Annotated[int, Field(ge=0, le=10_000_000)]
+    """Largest value."""
     increment: Annotated[int, Field(ge=1, le=10_000_000)] = 1
+    """Distance between values."""
 
     cel_rules: ClassVar[tuple[Cel, ...]] = (
         Cel("self.minimum <= self.maximum", "minimum must not be above maximum"),
@@ -81,21 +109,28 @@ class SearchRange(Model):
 
 
 class CompressionRecipeSpec(Model):
-    """Ordered steps. The result is always exported to ONNX; a quantize step works on the exported graph."""
+    """Ordered steps. The result is always exported to ONNX; a quantize step works on the exported
+    graph.
+    """
 
     description: ShortText = ""
+    """What it does, in a sentence."""
     steps: Annotated[list[Step], Field(min_length=1, max_length=16), ListType("atomic")]
+    """In the order in which they run."""
     ranges: Annotated[list[SearchRange], Field(max_length=16), ListType("atomic")] = []
+    """Parameters that a search may vary."""
 
     cel_rules: ClassVar[tuple[Cel, ...]] = (
         Cel(
-            "self.steps.all(s, !has(s.quantize)) || has(self.steps[self.steps.size() - 1].quantize)",
+            "self.steps.all(s, !has(s.quantize))"
+            " || has(self.steps[self.steps.size() - 1].quantize)",
             "quantize works on the exported graph, so it must be the last step",
             ".steps",
         ),
         Cel(
-            "['prune', 'distill', 'quantize'].all(k, self.steps.filter(s, k == 'prune' ? has(s.prune) :"
-            " k == 'distill' ? has(s.distill) : has(s.quantize)).size() <= 1)",
+            "self.steps.filter(s, has(s.prune)).size() <= 1"
+            " && self.steps.filter(s, has(s.distill)).size() <= 1"
+            " && self.steps.filter(s, has(s.quantize)).size() <= 1",
             "each of prune, distill and quantize may appear once",
             ".steps",
         ),

@@ -34,18 +34,25 @@ class NamedRecipe(Model):
     """A recipe as it was when the run was made."""
 
     name: Name
+    """Of the CompressionRecipe."""
     spec: CompressionRecipeSpec
+    """What it said."""
 
 
 class CompressionRunSpec(Model):
     """Immutable: a changed policy makes a new run."""
 
     policy_ref: LocalRef
+    """The policy that made this run."""
     inputs_digest: Digest
+    """Digest of everything that the run depends on."""
     trigger: ShortText = ""
+    """What started it."""
     policy: CompressionPolicySpec
     """Snapshot of the policy."""
-    recipes: Annotated[list[NamedRecipe], Field(min_length=1, max_length=32), ListType("map", ("name",))]
+    recipes: Annotated[
+        list[NamedRecipe], Field(min_length=1, max_length=32), ListType("map", ("name",))
+    ]
     """Snapshot of all recipes that the policy names."""
 
 
@@ -53,62 +60,98 @@ class Parameter(Model):
     """The value of a searched parameter."""
 
     step: FieldName
+    """Step of the recipe."""
     name: FieldName
+    """Parameter of the step."""
     value: Count
+    """Its value."""
 
 
 class TargetResult(Model):
     """A trial's figures on one target."""
 
     target: Name
+    """Name of the target."""
     state: Literal["Pending", "Measured", "Failed"] = "Pending"
+    """Whether the figures are there."""
     evaluation: Evaluation | None = None
+    """Accuracy, paired with the baseline."""
     benchmark: Benchmark | None = None
+    """Latency, interleaved with the baseline."""
     cost_micros_per_million: Count | None = None
+    """Cost of a million inferences, in millionths of the currency unit."""
     reason: Reason | None = None
+    """Why there are no figures, in one word."""
     message: Message = ""
+    """Why there are no figures."""
 
 
 class Trial(Model):
-    """One candidate: written to the status before its first Job exists, its outcome before that Job may vanish."""
+    """One candidate: written to the status before its first Job exists, its outcome before that
+    Job may vanish.
+    """
 
     number: Annotated[int, Field(ge=0, le=63)]
+    """Unique in the run, counted from 0."""
     recipe: Name
+    """The recipe that is tried."""
     origin: Literal["Recipe", "Search"]
+    """The policy's recipes or its search."""
     parameters: Annotated[list[Parameter], Field(max_length=16), ListType("atomic")] = []
+    """Searched parameters and their values."""
     steps: Annotated[list[Step], Field(max_length=16), ListType("atomic")] = []
     """The recipe's steps with the trial's parameters put in."""
     state: Literal["Proposed", "Compressing", "Measuring", "Complete", "Infeasible", "Failed"]
-    """Infeasible: it cannot be (killed for memory, diverged); Failed: it could not be tried (a bug, a lost node)."""
+    """Infeasible: it cannot be (killed for memory, diverged); Failed: it could not be tried (a
+    bug, a lost node)."""
     digest: Digest | None = None
+    """Of the artifact."""
     size_bytes: Count | None = None
+    """Of the artifact."""
     parameters_count: Count | None = None
+    """Weights of the model."""
     compress_seconds: Count | None = None
+    """How long compression took."""
     summary: ShortText = ""
+    """What compression did."""
     targets: Annotated[list[TargetResult], Field(max_length=8), ListType("map", ("target",))] = []
+    """Figures on each target."""
     reason: Reason | None = None
+    """Why it ended without figures, in one word."""
     message: Message = ""
+    """Why it ended without figures."""
     proposed_because: ShortText = ""
+    """Why the search proposed it."""
 
 
 class Rejection(Model):
     """Why a trial was not chosen for a target."""
 
     trial: Count
+    """Number of the trial."""
     reason: Reason
+    """In one word."""
     message: Message
+    """With the figures."""
 
 
 class Choice(Model):
     """The choice for one target, with the reasons."""
 
     target: Name
+    """Name of the target."""
     trial: Count | None = None
+    """Number of the chosen trial; absent for the source itself or for none."""
     variant: ObjectName | None = None
+    """Name of the chosen ModelVariant."""
     reason: Reason
+    """In one word."""
     message: Message
+    """With the figures."""
     pareto_front: Annotated[list[Count], Field(max_length=64), ListType("atomic")] = []
+    """Trials that no other beats in everything."""
     rejections: Annotated[list[Rejection], Field(max_length=64), ListType("atomic")] = []
+    """Why the others were not chosen."""
 
 
 class CompressionRunStatus(Model):
@@ -117,14 +160,25 @@ class CompressionRunStatus(Model):
     conditions: Conditions = []
     """Ready (ended with a choice for every target), Reconciling, Stalled; Imported, Succeeded."""
     observed_generation: Count | None = None
+    """Generation of the spec that this status is about."""
     started_unix_seconds: Count | None = None
+    """When the run began."""
     baseline: ImportResult | None = None
+    """The imported model."""
     baseline_variant: ObjectName | None = None
-    baseline_targets: Annotated[list[TargetResult], Field(max_length=8), ListType("map", ("target",))] = []
+    """ModelVariant of the source, exported unchanged."""
+    baseline_targets: Annotated[
+        list[TargetResult], Field(max_length=8), ListType("map", ("target",))
+    ] = []
+    """The baseline's figures on each target."""
     trials: Annotated[list[Trial], Field(max_length=64), ListType("map", ("number",))] = []
+    """Every candidate."""
     choices: Annotated[list[Choice], Field(max_length=8), ListType("map", ("target",))] = []
+    """One for each target, when the run has ended."""
     trials_complete: Count | None = None
+    """Trials that have ended."""
     trials_total: Count | None = None
+    """Trials so far."""
     current: ShortText | None = None
     """What runs now, for people."""
 
@@ -145,5 +199,11 @@ COMPRESSION_RUN = KindInfo(
         PrinterColumn("Age", ".metadata.creationTimestamp", "date"),
     ),
     description="One execution of a policy's recipes and search.",
-    cel_rules=(Cel("self.spec == oldSelf.spec", "a run's spec does not change: change the policy instead", ".spec"),),
+    cel_rules=(
+        Cel(
+            "self.spec == oldSelf.spec",
+            "a run's spec does not change: change the policy instead",
+            ".spec",
+        ),
+    ),
 )

@@ -14,8 +14,10 @@ class ModelSource(Model):
     """A Hugging Face checkpoint: config, weights as safetensors, tokenizer."""
 
     task: Task = "TextClassification"
+    """What the model does."""
     uri: Uri
-    """`hf://org/name`, `file:///path`, `pvc://claim/path`, or any object store address with a checkpoint in it."""
+    """`hf://org/name`, `file:///path`, `pvc://claim/path`, or any object store address with a
+    checkpoint in it."""
     revision: ShortText = "main"
     """Branch, tag or commit; for `hf://` only."""
     digest: Digest | None = None
@@ -30,14 +32,19 @@ class DataSource(Model):
     """Labelled or unlabelled text: JSON Lines or CSV, one example a line."""
 
     uri: Uri
+    """A file of JSON Lines (`.jsonl`) or CSV (`.csv`): `pvc://claim/path`, `s3://…`, `file:///…`
+    and so on.
+    """
     digest: Digest | None = None
     """When set, a file of any other content is refused."""
     secret_ref: LocalRef | None = None
     text_field: FieldName = "text"
+    """Field that holds the text."""
     label_field: FieldName | None = None
     """Absent when the text has no labels. Labels are the model's label names, or their indices."""
     slice_fields: Annotated[list[FieldName], Field(max_length=8), ListType("set")] = []
-    """Fields whose values divide the data into slices that are reported, and may be gated, one by one."""
+    """Fields whose values divide the data into slices that are reported, and may be gated, one by
+    one."""
     limit: Annotated[int, Field(ge=1, le=10_000_000)] | None = None
     """Take a seeded sample of this many examples."""
 
@@ -53,6 +60,9 @@ class Store(Model):
     )
 
     uri: Uri | None = None
+    """Root of the store, for example `s3://bucket/prefix`."""
     persistent_volume_claim: LocalRef | None = None
-    """A claim that every node of the targets can mount (ReadWriteMany, unless there is one node)."""
+    """A claim that every node of the targets can mount (ReadWriteMany, unless there is one
+    node)."""
     secret_ref: LocalRef | None = None
+    """Secret whose keys become environment variables of the pods that use the store."""

@@ -1,5 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
-"""How a variant is brought to production: shadow, canary steps, objectives, deadlines, what to do when unsure."""
+"""How a variant is brought to production: shadow, canary steps, objectives, deadlines, what to do
+when unsure.
+"""
 
 from __future__ import annotations
 
@@ -11,7 +13,9 @@ from kompakt.api.base import BasisPoints, Cel, ListType, Model, Name, Percent, S
 
 
 class Shadow(Model):
-    """Mirrored traffic: the candidate answers copies of user requests, users see none of its answers."""
+    """Mirrored traffic: the candidate answers copies of user requests, users see none of its
+    answers.
+    """
 
     percent: Percent = 100
     """Share of user requests that is mirrored."""
@@ -23,6 +27,7 @@ class CanaryStep(Model):
     """One weight of the candidate."""
 
     weight_permille: Annotated[int, Field(ge=1, le=1000)]
+    """The candidate's share of user requests, in thousandths."""
     minimum_requests: Annotated[int, Field(ge=1, le=100_000_000)] = 100
     """Requests answered by the candidate at this weight before the next step."""
 
@@ -35,11 +40,12 @@ class Canary(Model):
         CanaryStep(weight_permille=250, minimum_requests=500),
         CanaryStep(weight_permille=500, minimum_requests=1000),
     ]
+    """In the order in which they are taken."""
 
     cel_rules: ClassVar[tuple[Cel, ...]] = (
         Cel(
-            "size(self.steps) < 2 || self.steps.all(s, self.steps.filter(t, t.weightPermille == s.weightPermille)"
-            ".size() == 1)",
+            "self.steps.all(s,"
+            " self.steps.filter(t, t.weightPermille == s.weightPermille).size() == 1)",
             "each weight may appear once",
             ".steps",
         ),
@@ -53,14 +59,19 @@ class Canary(Model):
 
 
 class Slo(Model):
-    """A service level objective of the candidate: a ratio good/total judged by a confidence sequence."""
+    """A service level objective of the candidate: a ratio good/total judged by a confidence
+    sequence.
+    """
 
     name: Name
+    """Unique among the objectives."""
     type: Literal["Latency", "Availability", "Disagreement", "Accuracy"]
-    """Latency: share of answers within `thresholdMicroseconds`. Availability: share of requests answered.
+    """Latency: share of answers within `thresholdMicroseconds`. Availability: share of requests
+    answered.
     Disagreement: share of mirrored requests answered with another label than the stable variant's.
     Accuracy: paired accuracy drop on the golden set."""
     threshold_microseconds: Annotated[int, Field(ge=100, le=10_000_000)] | None = None
+    """Latency: an answer that took longer is bad."""
     good_basis_points: Annotated[int, Field(ge=1, le=9999)] | None = None
     """The objective of Latency and Availability: at least this share is good."""
     margin_basis_points: BasisPoints = 0
@@ -74,7 +85,8 @@ class Slo(Model):
 
     cel_rules: ClassVar[tuple[Cel, ...]] = (
         Cel(
-            "self.type != 'Latency' || (has(self.thresholdMicroseconds) && has(self.goodBasisPoints))",
+            "self.type != 'Latency'"
+            " || (has(self.thresholdMicroseconds) && has(self.goodBasisPoints))",
             "an objective of type Latency needs thresholdMicroseconds and goodBasisPoints",
         ),
         Cel(
@@ -96,7 +108,8 @@ class ErrorBudgets(Model):
     """How often the judge may be wrong, over a whole rollout."""
 
     wrong_rollback_basis_points: Annotated[int, Field(ge=1, le=5000)] = 100
-    """Probability of rolling back a variant that keeps every objective; split over objectives and stages."""
+    """Probability of rolling back a variant that keeps every objective; split over objectives and
+    stages."""
     wrong_promotion_basis_points: Annotated[int, Field(ge=1, le=5000)] = 500
     """Probability that one Certify objective passes although it is broken."""
 
@@ -107,12 +120,16 @@ class Rollout(Model):
     shadow: Shadow = Shadow()
     canary: Canary = Canary()
     slos: Annotated[list[Slo], Field(max_length=16), ListType("map", ("name",))] = []
+    """What the candidate must keep."""
     error_budgets: ErrorBudgets = ErrorBudgets()
     deadline_seconds: Annotated[int, Field(ge=30, le=2_592_000)] = 7200
-    """From the start of Shadow to the promotion; what is undecided then is handled as `onInconclusive` says."""
+    """From the start of Shadow to the promotion; what is undecided then is handled as
+    `onInconclusive` says."""
     on_inconclusive: Literal["Hold", "Rollback"] = "Hold"
-    """Hold keeps the traffic as it is until a person decides, by the annotation kompakt.dev/action."""
+    """Hold keeps the traffic as it is until a person decides, by the annotation
+    kompakt.dev/action."""
     approval: Literal["Automatic", "Manual"] = "Automatic"
     """Manual: the promotion waits for the annotation kompakt.dev/action: promote."""
     watch_seconds: Seconds = 3600
-    """How long the former stable variant stays warm, and a regression still rolls back, after the promotion."""
+    """How long the former stable variant stays warm, and a regression still rolls back, after the
+    promotion."""

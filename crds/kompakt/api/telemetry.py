@@ -1,7 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """The Prometheus series between serving pods and the judge: names, labels, buckets.
 
-Counters, never quantiles: any latency objective is then a ratio of two counts. Buckets are fixed and log-linear,
+Counters, never quantiles: any latency objective is then a ratio of two counts. Buckets are fixed
+and log-linear,
 fine enough that an objective falls on an edge or close below one.
 """
 
@@ -19,11 +20,13 @@ LATENCY_EDGES_MICROSECONDS: Final[tuple[int, ...]] = (
 
 # A serving pod (each series has the label `variant`, the artifact's digest):
 REQUESTS_STARTED: Final = "kompakt_requests_started_total"
-"""Inference requests whose headers were read. Started and never finished counts as bad when the pod dies."""
+"""Inference requests whose headers were read. Started and never finished counts as bad when the
+pod dies."""
 REQUESTS_FINISHED: Final = "kompakt_requests_finished_total"
 """By `outcome`: `ok`, `invalid` (the caller's fault: not counted by any objective), `error`."""
 REQUEST_DURATION: Final = "kompakt_request_duration_seconds"
-"""Histogram over the edges above, of `ok` requests, from the first byte read to the last byte written."""
+"""Histogram over the edges above, of `ok` requests, from the first byte read to the last byte
+written."""
 PREDICTIONS: Final = "kompakt_predictions_total"
 """By `label`."""
 
@@ -52,13 +55,15 @@ GOLDEN_GAINED: Final = "kompakt_golden_gained"
 
 
 def edge_for(threshold_microseconds: int) -> int:
-    """The largest bucket edge not above a threshold: what is counted as fast is never slower than promised.
+    """The largest bucket edge not above a threshold: what is counted as fast is never slower than
+    promised.
 
     Raises ValueError for a threshold below the first edge.
     """
     index = bisect_right(LATENCY_EDGES_MICROSECONDS, threshold_microseconds)
     if index == 0:
-        first = LATENCY_EDGES_MICROSECONDS[0]
-        msg = f"a latency threshold of {threshold_microseconds} µs is below the finest bucket, {first} µs"
-        raise ValueError(msg)
+        raise ValueError(
+            f"a latency threshold of {threshold_microseconds} µs is below the finest bucket,"
+            f" {LATENCY_EDGES_MICROSECONDS[0]} µs"
+        )
     return LATENCY_EDGES_MICROSECONDS[index - 1]

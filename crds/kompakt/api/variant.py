@@ -1,5 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
-"""ModelVariant: a durable artifact with its lineage and figures, made by a run or registered by hand."""
+"""ModelVariant: a durable artifact with its lineage and figures, made by a run or registered by
+hand.
+"""
 
 from __future__ import annotations
 
@@ -19,8 +21,8 @@ from kompakt.api.base import (
     Name,
     ObjectName,
     PrinterColumn,
-    SignedBasisPoints,
     ShortText,
+    SignedBasisPoints,
     Task,
 )
 from kompakt.api.recipe import Step
@@ -32,12 +34,18 @@ class Lineage(Model):
     """Where a variant comes from."""
 
     source_digest: Digest | None = None
+    """Checkpoint that everything was derived from."""
     baseline_digest: Digest | None = None
+    """Artifact of the unchanged model."""
     run: ObjectName | None = None
+    """CompressionRun that made it."""
     trial: Count | None = None
+    """Number of the trial in that run."""
     recipe: ShortText = ""
-    """`Source` for the unchanged model; a recipe's name; anything for a variant registered by hand."""
+    """`Source` for the unchanged model; a recipe's name; anything for a variant registered by
+    hand."""
     steps: Annotated[list[Step], Field(max_length=16), ListType("atomic")] = []
+    """What was done, with all parameters."""
 
 
 class ModelVariantSpec(Model):
@@ -46,12 +54,17 @@ class ModelVariantSpec(Model):
     policy_ref: LocalRef | None = None
     """Policy whose model this is a variant of; needed for a rollout."""
     digest: Digest
+    """Content address of the artifact."""
     store: Store
     """Where `artifacts/sha256-<hex>/` is."""
     task: Task = "TextClassification"
+    """What the model does."""
     labels: Annotated[list[ShortText], Field(min_length=2, max_length=64), ListType("atomic")]
+    """Label names in the order of the logits."""
     size_bytes: Count
+    """Of the artifact."""
     lineage: Lineage = Lineage()
+    """Where it comes from."""
     figures: Annotated[list[TargetResult], Field(max_length=8), ListType("map", ("target",))] = []
     """Measured on each target, against the baseline."""
 
@@ -62,10 +75,15 @@ class ModelVariantStatus(Model):
     conditions: Conditions = []
     """Ready (may be rolled out), Serving (answers users now)."""
     observed_generation: Count | None = None
+    """Generation of the spec that this status is about."""
     speedup_permille: Count | None = None
+    """Over the original, on the first target, in thousandths."""
     accuracy_drop_basis_points: SignedBasisPoints | None = None
+    """On the first target, confirmation split."""
     gates_passed: Annotated[list[Name], Field(max_length=16), ListType("set")] = []
+    """Names of the gates that it passed."""
     role: Literal["Stable", "Candidate", "None"] | None = None
+    """What it is to its policy now."""
 
 
 MODEL_VARIANT = KindInfo(
@@ -86,6 +104,10 @@ MODEL_VARIANT = KindInfo(
     ),
     description="A model artifact with its lineage and its figures on each target.",
     cel_rules=(
-        Cel("self.spec == oldSelf.spec", "a variant's spec does not change: register another variant", ".spec"),
+        Cel(
+            "self.spec == oldSelf.spec",
+            "a variant's spec does not change: register another variant",
+            ".spec",
+        ),
     ),
 )
