@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import re
 from collections.abc import Iterator
 from pathlib import Path
@@ -197,3 +198,14 @@ def test_what_breaks_the_rules_is_an_error(model: type[Model]) -> None:
     """Generation stops with the path of the field, rather than losing something silently."""
     with pytest.raises(SchemaError, match=rf"{model.__name__}[.\w]*:"):
         structural(model, path=model.__name__)
+
+
+def test_the_reference_is_current() -> None:
+    """docs/api.md is what `make docs` writes."""
+    spec = importlib.util.spec_from_file_location("generate", ROOT / "docs" / "generate.py")
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+
+    assert module.render() == (ROOT / "docs" / "api.md").read_text("utf-8")

@@ -1,0 +1,232 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The kinds as the real API server sees them: it takes what is right and says what is wrong."""
+
+from __future__ import annotations
+
+import copy
+import json
+import subprocess
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from kompakt.api import KINDS
+
+pytestmark = pytest.mark.cluster
+
+ROOT = Path(__file__).parents[2]
+DIGEST = "sha256:" + "a" * 64
+Dry = Callable[[dict[str, Any]], "subprocess.CompletedProcess[str]"]
+
+
+@pytest.fixture(scope="session")
+def kinds(cluster: Any) -> Any:
+    """The cluster with the kinds of this checkout."""
+    names = [f"crd/{info.crd_name}" for info in KINDS]
+    apply = ["apply", "--server-side", "--force-conflicts", "-f", str(ROOT / "crds")]
+    for command in (apply, ["wait", "--for=condition=Established", "--timeout=30s", *names]):
+        done = run(cluster, *command)
+        assert done.returncode == 0, done.stderr
+    return cluster
+
+
+def run(cluster: Any, *args: str, text: str | None = None) -> subprocess.CompletedProcess[str]:
+    """One kubectl command against the test cluster."""
+    return subprocess.run(
+        [str(cluster.kubectl), "--kubeconfig", str(cluster.kubeconfig), *args],
+        input=text,
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=False,
+    )
+
+
+@pytest.fixture
+def dry(kinds: Any, namespace: str) -> Dry:
+    """Creates an object, checked by the API server but not stored."""
+
+    def create(manifest: dict[str, Any]) -> subprocess.CompletedProcess[str]:
+        command = ["create", "--validate=strict", "--dry-run=server", "-n", namespace, "-f", "-"]
+        return run(kinds, *command, text=json.dumps(manifest))
+
+    return create
+
+
+def manifest(kind: str, spec: dict[str, Any], name: str = "example") -> dict[str, Any]:
+    """An object of one of our kinds."""
+    api_version = "kompakt.dev/v1alpha1"
+    return {"apiVersion": api_version, "kind": kind, "metadata": {"name": name}, "spec": spec}
+
+
+POLICY: dict[str, Any] = {
+    "model": {"uri": "pvc://input/model"},
+    "data": {
+        "evaluation": {
+            "uri": "pvc://input/evaluation.jsonl",
+            "labelField": "label",
+            "sliceFields": ["domain"],
+        }
+    },
+    "store": {"persistentVolumeClaim": {"name": "store"}},
+    "recipes": [{"name": "dynamic-int8"}],
+    "targets": [{"name": "edge", "hardwareProfileRef": {"name": "edge-small"}}],
+    "gates": [{"name": "quality", "maxDropBasisPoints": 150}],
+    "serving": {"target": "edge", "gatewayRef": {"name": "public", "namespace": "gateways"}},
+}
+RECIPE: dict[str, Any] = {"steps": [{"prune": {}}, {"distill": {}}, {"quantize": {}}]}
+VARIANT: dict[str, Any] = {
+    "digest": DIGEST,
+    "store": {"uri": "s3://models/kompakt"},
+    "labels": ["negative", "positive"],
+    "sizeBytes": 1,
+}
+
+
+def changed(spec: dict[str, Any], path: str, value: Any) -> dict[str, Any]:
+    """A copy of a spec with one field set, or removed when the value is `...`."""
+    result = copy.deepcopy(spec)
+    *parents, last = path.split(".")
+    node = result
+    for key in parents:
+        node = node[int(key)] if isinstance(node, list) else node.setdefault(key, {})
+    if value is ...:
+        del node[last]
+    else:
+        node[last] = value
+    return result
+
+
+GOOD = [
+    manifest("CompressionPolicy", POLICY),
+    manifest("CompressionRecipe", RECIPE),
+    manifest("HardwareProfile", {"nodeLabels": [{"key": "pool", "value": "edge"}]}),
+    manifest("ModelVariant", VARIANT),
+    manifest(
+        "VariantRollout", {"policyRef": {"name": "example"}, "candidateRef": {"name": "example"}}
+    ),
+]
+
+
+def documents(folder: str) -> list[dict[str, Any]]:
+    """Every object of our kinds in the YAML files below a folder."""
+    return [
+        document
+        for path in sorted((ROOT / folder).rglob("*.yaml"))
+        for document in yaml.safe_load_all(path.read_text("utf-8"))
+        if document and str(document.get("apiVersion", "")).startswith("kompakt.dev/")
+    ]
+
+
+@pytest.mark.parametrize("document", GOOD, ids=lambda d: d["kind"])
+def test_what_is_right_is_taken(dry: Dry, document: dict[str, Any]) -> None:
+    """A minimal object of each kind that people write is accepted."""
+    done = dry(document)
+
+    assert done.returncode == 0, done.stderr
+
+
+@pytest.mark.parametrize(
+    "document",
+    [*documents("examples"), *documents("charts/kompakt/files/catalogue")],
+    ids=lambda d: f"{d['kind']}-{d['metadata']['name']}",
+)
+def test_the_examples_are_taken(dry: Dry, document: dict[str, Any]) -> None:
+    """Everything that ships as an example is accepted, with no unknown field."""
+    document["metadata"].pop("namespace", None)
+
+    done = dry(document)
+
+    assert done.returncode == 0, done.stderr
+
+
+SLO = "rollout.slos"
+STEPS = "rollout.canary.steps"
+BAD_POLICIES = [
+    ("recipes", ..., "nothing to try"),
+    ("serving.target", "cloud", "serving.target must be the name of one of targets"),
+    ("data.evaluation.labelField", ..., "accuracy needs labels: set labelField"),
+    ("data.goldenSet", {"uri": "s3://x/y.jsonl"}, "the golden set needs labels"),
+    ("gates.0.slice", "colour", "slice must be one of data.evaluation.sliceFields"),
+    ("store", {}, "exactly one of uri and persistentVolumeClaim"),
+    ("store.uri", "s3://models", "exactly one of uri and persistentVolumeClaim"),
+    ("model.uri", "http://plain", "spec.model.uri"),
+    ("model", ..., "spec.model: Required value"),
+    ("targets", [], "spec.targets"),
+    ("optimizeFor", "Beauty", 'supported values: "Cost"'),
+    (SLO, [{"name": "latency", "type": "Latency"}], "needs thresholdMicroseconds and goodBasis"),
+    (SLO, [{"name": "errors", "type": "Availability"}], "needs goodBasisPoints"),
+    (SLO, [{"name": "same", "type": "Disagreement"}], "needs maxExcessBasisPoints"),
+    (SLO, [{"name": "golden", "type": "Accuracy"}], "needs maxDropBasisPoints"),
+    (STEPS, [{"weightPermille": 500}, {"weightPermille": 50}], "weights must grow"),
+    (STEPS, [{"weightPermille": 50}, {"weightPermille": 50}], "each weight may appear once"),
+    (STEPS, [{"weightPermille": 1001}], "less than or equal to 1000"),
+    ("gates.0.maxDropBasisPoints", 1.5, "gates[0].maxDropBasisPoints"),
+    ("modle", {}, 'unknown field "spec.modle"'),
+]
+BAD_OTHERS = [
+    ("CompressionRecipe", {"steps": [{}]}, "exactly one of prune, distill and quantize"),
+    (
+        "CompressionRecipe",
+        {"steps": [{"quantize": {}}, {"prune": {}}]},
+        "quantize works on the exported graph, so it must be the last step",
+    ),
+    ("CompressionRecipe", {"steps": [{"prune": {}}, {"prune": {}}]}, "may appear once"),
+    (
+        "CompressionRecipe",
+        changed(
+            RECIPE, "ranges", [{"step": "prune", "parameter": "x", "minimum": 2, "maximum": 1}]
+        ),
+        "minimum must not be above maximum",
+    ),
+    ("ModelVariant", changed(VARIANT, "digest", "latest"), "spec.digest"),
+    ("ModelVariant", changed(VARIANT, "labels", ["one"]), "spec.labels"),
+    ("VariantRollout", {"policyRef": {"name": "x"}}, "spec.candidateRef: Required value"),
+    ("HardwareProfile", {"cpuMillis": 1}, "greater than or equal to 50"),
+]
+
+
+@pytest.mark.parametrize(
+    ("kind", "spec", "words"),
+    [
+        *(("CompressionPolicy", changed(POLICY, p, v), words) for p, v, words in BAD_POLICIES),
+        *BAD_OTHERS,
+    ],
+    ids=[f"{p}-{w[:30]}" for p, _, w in BAD_POLICIES] + [f"{k}-{w[:30]}" for k, _, w in BAD_OTHERS],
+)
+def test_what_is_wrong_is_refused_in_plain_words(
+    dry: Dry, kind: str, spec: dict[str, Any], words: str
+) -> None:
+    """Each mistake is refused with a sentence that names the field or the mend."""
+    done = dry(manifest(kind, spec))
+
+    assert done.returncode != 0
+    assert words in done.stderr
+
+
+def test_a_long_policy_name_is_refused(dry: Dry) -> None:
+    """Names of other objects are made from it, and they must fit."""
+    done = dry(manifest("CompressionPolicy", POLICY, name="x" * 41))
+
+    assert "at most 40 characters" in done.stderr
+
+
+def test_a_variant_cannot_be_changed(kinds: Any, namespace: str) -> None:
+    """Another artifact is another variant."""
+    made = run(kinds, "create", "-n", namespace, "-f", "-", text=json.dumps(GOOD[3]))
+    assert made.returncode == 0, made.stderr
+
+    patch = ["patch", "mvar", "example", "--type=merge", "-p", '{"spec":{"sizeBytes":2}}']
+    done = run(kinds, *patch, "-n", namespace)
+
+    assert "a variant's spec does not change" in done.stderr
+
+
+def test_explain_describes_the_fields(kinds: Any) -> None:
+    """`kubectl explain` shows our words."""
+    done = run(kinds, "explain", "cpol.spec.gates.maxDropBasisPoints")
+
+    assert "largest drop" in done.stdout, done.stderr
