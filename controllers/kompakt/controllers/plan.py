@@ -130,6 +130,8 @@ class RouteState:
     accepted: bool
     """The gateway has taken this generation: Accepted and ResolvedRefs are True for it."""
     message: str = ""
+    spec: Mapping[str, Any] = field(default_factory=dict)
+    """The spec as it lives: traffic can be moved even when the policy is gone."""
 
 
 @dataclass(frozen=True)

@@ -37,6 +37,8 @@ ROLE_COMPARATOR: Final = "comparator"
 
 STABLE_ANNOTATION: Final = "kompakt.dev/stable-variant"
 CANDIDATE_ANNOTATION: Final = "kompakt.dev/candidate-variant"
+FORMER_ANNOTATION: Final = "kompakt.dev/former-variant"
+"""The stable variant before a promotion, while it is kept warm."""
 ACTION_ANNOTATION: Final = "kompakt.dev/action"
 """On a VariantRollout: `abort`, or `promote` as a recorded human decision. The operator records
 and obeys it."""
