@@ -142,15 +142,6 @@ class Serving(Model):
     """What happens to the serving objects when the policy is deleted."""
 
 
-class Triggers(Model):
-    """What starts a new run besides a change of the policy."""
-
-    on_source_change: Literal["Enabled", "Disabled"] = "Disabled"
-    """Import the source again every `sourceCheckSeconds`, and run when its digest is new."""
-    source_check_seconds: Annotated[int, Field(ge=60, le=31_536_000)] = 86_400
-    """How often the source is looked at."""
-
-
 class JobSettings(Model):
     """How Jobs are run."""
 
@@ -187,8 +178,6 @@ class CompressionPolicySpec(Model):
     """Absent: variants are published, none is served."""
     rollout: Rollout = Rollout()
     """How the chosen variant is brought to production."""
-    triggers: Triggers = Triggers()
-    """What starts a run."""
     jobs: JobSettings = JobSettings()
     """How work is run."""
 
@@ -274,8 +263,6 @@ class CompressionPolicyStatus(Model):
     """Its digest."""
     url: ShortText | None = None
     """Where users reach the model, as `http://<gateway address>/v2/models/<name>`."""
-    last_import_unix_seconds: Count | None = None
-    """Unix time of the last import of the source."""
 
 
 COMPRESSION_POLICY = KindInfo(
@@ -298,6 +285,11 @@ COMPRESSION_POLICY = KindInfo(
         Cel(
             "size(self.metadata.name) <= 40",
             "the name may have at most 40 characters: others are made from it",
+        ),
+        Cel(
+            "self.metadata.name.matches('^[a-z]([-a-z0-9]*[a-z0-9])?$')",
+            "the name must begin with a letter, and be made of small letters, digits and hyphens:"
+            " Services are named after it",
         ),
     ),
 )

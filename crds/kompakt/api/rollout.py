@@ -9,6 +9,7 @@ from pydantic import Field
 
 from kompakt.api.base import (
     BasisPoints,
+    Cel,
     Conditions,
     Count,
     Digest,
@@ -195,4 +196,12 @@ VARIANT_ROLLOUT = KindInfo(
         PrinterColumn("Age", ".metadata.creationTimestamp", "date"),
     ),
     description="Brings a variant to production by shadow and canary traffic, or back.",
+    cel_rules=(
+        Cel(
+            "size(self.metadata.name) <= 50 &&"
+            " self.metadata.name.matches('^[a-z]([-a-z0-9]*[a-z0-9])?$')",
+            "the name may have at most 50 characters, must begin with a letter, and be made of"
+            " small letters, digits and hyphens: Services are named after it",
+        ),
+    ),
 )

@@ -23,6 +23,7 @@ from kompakt.api.base import (
     PrinterColumn,
     Reason,
     ShortText,
+    SignedBasisPoints,
 )
 from kompakt.api.job import ImportResult
 from kompakt.api.measure import Benchmark, Evaluation
@@ -72,8 +73,8 @@ class TargetResult(Model):
 
     target: Name
     """Name of the target."""
-    state: Literal["Pending", "Measured", "Failed"] = "Pending"
-    """Whether the figures are there."""
+    state: Literal["Pending", "Measuring", "Measured", "Failed"] = "Pending"
+    """Whether the figures are there. Measuring is written before the Job exists."""
     evaluation: Evaluation | None = None
     """Accuracy, paired with the baseline."""
     benchmark: Benchmark | None = None
@@ -143,7 +144,11 @@ class Choice(Model):
     trial: Count | None = None
     """Number of the chosen trial; absent for the source itself or for none."""
     variant: ObjectName | None = None
-    """Name of the chosen ModelVariant."""
+    """Name of the chosen ModelVariant; the source's when no trial passes the gates."""
+    accuracy_drop_basis_points: SignedBasisPoints | None = None
+    """On the confirmation split, which the choice did not see."""
+    accuracy_drop_upper_bound_basis_points: SignedBasisPoints | None = None
+    """One-sided bound on it, at the confidence of the strictest gate, shared among all tried."""
     reason: Reason
     """In one word."""
     message: Message
@@ -204,6 +209,10 @@ COMPRESSION_RUN = KindInfo(
             "self.spec == oldSelf.spec",
             "a run's spec does not change: change the policy instead",
             ".spec",
+        ),
+        Cel(
+            "size(self.metadata.name) <= 50",
+            "the name may have at most 50 characters: its Jobs are named after it",
         ),
     ),
 )

@@ -109,5 +109,9 @@ MODEL_VARIANT = KindInfo(
             "a variant's spec does not change: register another variant",
             ".spec",
         ),
+        Cel(
+            "size(self.metadata.name) <= 63",
+            "the name may have at most 63 characters: it is a label of pods",
+        ),
     ),
 )
