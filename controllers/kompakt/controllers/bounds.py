@@ -1,11 +1,11 @@
 # SPDX-License-Identifier: Apache-2.0
-"""How much accuracy a variant may really have lost, given paired answers to a finite set of examples.
+"""How much accuracy a variant may really have lost, given paired answers to a set of examples.
 
 The bound inverts the score test of a paired difference of proportions (Tango 1998, Statistics in
-Medicine 17:891-908), with a continuity correction of half an example: of the usual intervals the score
-interval is the one that stays right for few examples and for no loss at all (Fagerland, Lydersen and
-Laake 2014, Statistics in Medicine 33:2850-2875), and a gate needs a one-sided bound, whose coverage
-without the correction falls to 0.92 where 0.95 is promised. The correction costs half an example.
+Medicine 17:891-908), with a continuity correction of half an example. Of the usual intervals the
+score interval is the one that stays right for few examples and for no loss at all (Fagerland,
+Lydersen and Laake 2014, Statistics in Medicine 33:2850-2875); a gate needs a one-sided bound, whose
+coverage without the correction falls to 0.92 where 0.95 is promised.
 """
 
 from __future__ import annotations
@@ -40,8 +40,9 @@ def upper_bound_basis_points(counts: PairedCounts, *, confidence: float) -> int 
         confidence: One-sided, between 0.5 and 1.
 
     Example:
-        >>> upper_bound_basis_points(PairedCounts(examples=1000, lost=12, gained=7), confidence=0.95)
-        128
+        >>> counts = PairedCounts(examples=1000, lost=12, gained=7)
+        >>> upper_bound_basis_points(counts, confidence=0.95)
+        135
     """
     if counts.examples == 0:
         return None

@@ -1,11 +1,11 @@
 # SPDX-License-Identifier: Apache-2.0
 """What a million inferences cost, from measured latency and the profile's price and power.
 
-Assumption: a replica answers one request at a time, each in the measured mean, and is busy 60 % of the
-hour. That is about as high as a queue with bursts may be loaded before its 99th percentile leaves the
-latency objective; a replica that must wait for traffic costs its whole hour nevertheless. The figure
-compares variants on one target rightly whatever the utilisation is; as a forecast of a bill it is as
-good as this assumption.
+Assumption: a replica answers one request at a time, each in the measured mean, and is busy 60 % of
+the hour. That is about as high as a queue with bursts may be loaded before its 99th percentile
+leaves the latency objective; a replica that waits for traffic costs its whole hour nevertheless.
+The figure compares variants on one target rightly whatever the utilisation is; as a forecast of a
+bill it is as good as this assumption.
 """
 
 from __future__ import annotations

@@ -1,0 +1,331 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Which parameters to try next: Optuna's ask and tell, without a database.
+
+The study is rebuilt from the run's status for each proposal, and its sampler is seeded by run and
+trial number: the same status gives the same proposal, whoever asks and however often.
+
+Invariants:
+
+- no combination of steps is tried twice, whatever its origin and its end;
+- what did not fit (memory, diverged training) is told as a broken constraint, what could not be
+  tried (a bug, a lost node) is not told at all;
+- constraints are the gates and the target's limits, by point estimates on the selection split: the
+  confirmation split is never searched on.
+"""
+
+from __future__ import annotations
+
+import math
+import random
+import warnings
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from itertools import product
+from typing import TYPE_CHECKING, Any
+
+from pydantic import ValidationError
+
+from kompakt.api.artifact import canonical_json, sha256_digest
+from kompakt.api.policy import Gate, Optimize, Search, Target
+from kompakt.api.recipe import CompressionRecipeSpec, SearchRange, Step
+from kompakt.api.run import Parameter, Trial
+from kompakt.controllers.select import drops_seen, evidence, limits, objective
+
+if TYPE_CHECKING:
+    import optuna
+
+_ASKS = 32
+"""Duplicates that the sampler may propose before the next untried point is taken instead."""
+_ENUMERABLE = 4096
+_MOST_RANDOM_STARTS = 10
+_DID_NOT_FIT = 1.0
+"""How far an infeasible trial is beyond its constraint: as far as one that is twice too slow."""
+_BUDGET_SHARE_AT_RANDOM = 3
+
+
+class RecipeError(ValueError):
+    """A recipe whose ranges do not fit its steps. The message names the range and the mend."""
+
+
+@dataclass(frozen=True)
+class Goal:
+    """What the search is for."""
+
+    target: Target
+    """Each target gets its own choice; one of them leads the search."""
+    gates: tuple[Gate, ...]
+    optimize_for: Optimize
+
+
+@dataclass(frozen=True)
+class Proposal:
+    """The next trial."""
+
+    recipe: str
+    parameters: tuple[Parameter, ...]
+    steps: tuple[Step, ...]
+    """The recipe's, with the parameters put in."""
+    because: str
+
+
+@dataclass(frozen=True)
+class _Point:
+    """A recipe with a value for each of its ranges."""
+
+    recipe: str
+    values: tuple[int, ...]
+
+
+def propose(
+    search: Search,
+    recipes: Mapping[str, CompressionRecipeSpec],
+    *,
+    trials: Sequence[Trial],
+    goal: Goal,
+    run_uid: str,
+) -> Proposal | None:
+    """The next trial; None when every combination was tried.
+
+    Args:
+        search: The policy's; its budget is the caller's business.
+        recipes: By name, as they were when the run was made.
+        trials: All trials of the run so far.
+        goal: What is minimized and what must be kept.
+        run_uid: Seeds the sampler, together with the number of trials.
+    """
+    space = {ref.name: recipes[ref.name] for ref in search.recipes}
+    number = len(trials)
+    seed = int(sha256_digest(f"{run_uid}/{number}".encode())[-8:], 16)
+    tried = {_key(trial.steps) for trial in trials}
+
+    def is_new(point: _Point) -> bool:
+        return _key(_steps(point, space)) not in tried
+
+    searched = sum(trial.origin == "Search" for trial in trials)
+    starts = max(2, min(_MOST_RANDOM_STARTS, search.max_trials // _BUDGET_SHARE_AT_RANDOM))
+    told = _told(trials, space, goal)
+    sampled = _sample(space, told, at_random=search.sampler == "Random", starts=starts, seed=seed)
+    point = next((p for p in sampled if is_new(p)), None)
+    because = _because(search, told, searched=searched, starts=starts)
+    if point is None:
+        point = next((p for p in _untried(space, seed) if is_new(p)), None)
+        because = "all that the sampler proposed was tried already: the next that was not"
+    if point is None:
+        return None
+    ranges = space[point.recipe].ranges
+    return Proposal(
+        recipe=point.recipe,
+        parameters=tuple(
+            Parameter(step=r.step, name=r.parameter, value=value)
+            for r, value in zip(ranges, point.values, strict=True)
+        ),
+        steps=tuple(_steps(point, space)),
+        because=because,
+    )
+
+
+def resolve(recipe: CompressionRecipeSpec, parameters: Sequence[Parameter]) -> list[Step]:
+    """The steps of a recipe with other values for some parameters.
+
+    Raises:
+        RecipeError: A parameter is not one of a step, or its value is out of the step's bounds.
+    """
+    wire = [step.to_wire() for step in recipe.steps]
+    for p in parameters:
+        holder = next((step[p.step] for step in wire if p.step in step), None)
+        if holder is None:
+            raise RecipeError(f"a range is for {p.step}.{p.name}, but no step is {p.step}")
+        if not isinstance(holder.get(p.name), int):
+            known = ", ".join(sorted(k for k, v in holder.items() if isinstance(v, int)))
+            raise RecipeError(
+                f"{p.step} has no integer parameter {p.name}; it has {known or 'none'}"
+            )
+        holder[p.name] = p.value
+    try:
+        return [Step.model_validate(step) for step in wire]
+    except ValidationError as error:
+        first = error.errors()[0]
+        where = ".".join(str(part) for part in first["loc"])
+        raise RecipeError(f"{where}: {first['msg']}, not {first['input']}") from error
+
+
+def recipe_problem(recipe: CompressionRecipeSpec) -> str | None:
+    """What is wrong with the ranges of a recipe; None when a search can use it."""
+    places = [(r.step, r.parameter) for r in recipe.ranges]
+    if len(set(places)) < len(places):
+        return "two ranges are for the same parameter: leave one"
+    for r in recipe.ranges:
+        for value in (r.minimum, r.maximum):
+            try:
+                resolve(recipe, [Parameter(step=r.step, name=r.parameter, value=value)])
+            except RecipeError as error:
+                return str(error)
+    return None
+
+
+# --- the space -----------------------------------------------------------------------------------
+
+
+def _grid(r: SearchRange) -> range:
+    return range(r.minimum, r.maximum + 1, r.increment)
+
+
+def _steps(point: _Point, space: Mapping[str, CompressionRecipeSpec]) -> list[Step]:
+    recipe = space[point.recipe]
+    parameters = [
+        Parameter(step=r.step, name=r.parameter, value=value)
+        for r, value in zip(recipe.ranges, point.values, strict=True)
+    ]
+    return resolve(recipe, parameters)
+
+
+def _key(steps: Sequence[Step]) -> bytes:
+    return canonical_json([step.to_wire() for step in steps])
+
+
+def _point(trial: Trial, space: Mapping[str, CompressionRecipeSpec]) -> _Point | None:
+    """Where in the space a trial lies: a recipe's own parameters may be beside the ranges."""
+    recipe = space.get(trial.recipe)
+    if recipe is None:
+        return None
+    values: list[int] = []
+    for r in recipe.ranges:
+        wire = [step.to_wire() for step in trial.steps]
+        value = next((step[r.step].get(r.parameter) for step in wire if r.step in step), None)
+        if not isinstance(value, int) or value not in _grid(r):
+            return None
+        values.append(value)
+    return _Point(trial.recipe, tuple(values))
+
+
+def _untried(space: Mapping[str, CompressionRecipeSpec], seed: int) -> Iterator[_Point]:
+    """All points of a small space in a seeded order, or many points of a large one."""
+    draw = random.Random(seed)
+    points = sum(math.prod(len(_grid(r)) for r in recipe.ranges) for recipe in space.values())
+    if points <= _ENUMERABLE:
+        every = [
+            _Point(name, values)
+            for name, recipe in space.items()
+            for values in product(*(_grid(r) for r in recipe.ranges))
+        ]
+        draw.shuffle(every)
+        yield from every
+        return
+    names = sorted(space)
+    for _ in range(_ENUMERABLE):
+        name = draw.choice(names)
+        yield _Point(name, tuple(draw.choice(_grid(r)) for r in space[name].ranges))
+
+
+# --- the study -----------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class _Told:
+    """What the study learns about one trial."""
+
+    point: _Point
+    value: float | None = None
+    violation: float = 0.0
+    running: bool = False
+
+
+def _told(
+    trials: Sequence[Trial], space: Mapping[str, CompressionRecipeSpec], goal: Goal
+) -> list[_Told]:
+    told = []
+    for trial in trials:
+        point = _point(trial, space)
+        if point is None or trial.state == "Failed":
+            continue
+        if trial.state == "Infeasible":
+            told.append(_Told(point, violation=_DID_NOT_FIT))
+            continue
+        if trial.state != "Complete":
+            told.append(_Told(point, running=True))
+            continue
+        figures = next((t for t in trial.targets if t.target == goal.target.name), None)
+        found = evidence(figures, size_bytes=trial.size_bytes)
+        if found is None:
+            continue
+        excesses = [*limits(found, target=goal.target), *drops_seen(found, goal.gates)]
+        value = objective(found, optimize_for=goal.optimize_for, target=goal.target)
+        told.append(_Told(point, value=value, violation=sum(e.relative for e in excesses)))
+    return told
+
+
+def _sample(
+    space: Mapping[str, CompressionRecipeSpec],
+    told: Sequence[_Told],
+    *,
+    at_random: bool,
+    starts: int,
+    seed: int,
+) -> Iterator[_Point]:
+    """Points that the sampler proposes, one after the other."""
+    # Half a second and 40 MiB that an operator without a search does not pay.
+    import optuna
+
+    optuna.logging.set_verbosity(optuna.logging.ERROR)
+    with warnings.catch_warnings():
+        # `multivariate` and `group` are marked experimental.
+        warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
+        sampler: optuna.samplers.BaseSampler = (
+            optuna.samplers.RandomSampler(seed=seed)
+            if at_random
+            else optuna.samplers.TPESampler(
+                multivariate=True, group=True, n_startup_trials=starts, seed=seed
+            )
+        )
+        study = optuna.create_study(sampler=sampler)
+    study.add_trials([_frozen(one, space) for one in told])
+    for _ in range(_ASKS):
+        trial = study.ask()
+        recipe = trial.suggest_categorical("recipe", sorted(space))
+        values = [
+            trial.suggest_int(name, d.low, d.high, step=d.step)
+            for name, d in _distributions(recipe, space[recipe]).items()
+        ]
+        yield _Point(recipe, tuple(values))
+
+
+def _distributions(
+    name: str, recipe: CompressionRecipeSpec
+) -> dict[str, optuna.distributions.IntDistribution]:
+    from optuna.distributions import IntDistribution
+
+    return {
+        f"{name}/{r.step}/{r.parameter}": IntDistribution(r.minimum, _grid(r)[-1], step=r.increment)
+        for r in recipe.ranges
+    }
+
+
+def _frozen(one: _Told, space: Mapping[str, CompressionRecipeSpec]) -> optuna.trial.FrozenTrial:
+    """A trial as Optuna keeps it."""
+    from optuna.distributions import CategoricalDistribution
+    from optuna.trial import TrialState, create_trial
+
+    own = _distributions(one.point.recipe, space[one.point.recipe])
+    distributions: dict[str, Any] = {"recipe": CategoricalDistribution(sorted(space)), **own}
+    params = {"recipe": one.point.recipe, **dict(zip(own, one.point.values, strict=True))}
+    if one.running:
+        # Constant liar: parallel trials keep away from each other.
+        return create_trial(state=TrialState.RUNNING, params=params, distributions=distributions)
+    state = TrialState.PRUNED if one.value is None else TrialState.COMPLETE
+    return create_trial(
+        state=state,
+        value=one.value,
+        params=params,
+        distributions=distributions,
+        constraints={"gates": one.violation},
+    )
+
+
+def _because(search: Search, told: Sequence[_Told], *, searched: int, starts: int) -> str:
+    measured = [one for one in told if not one.running]
+    if search.sampler == "Random":
+        return f"random sampling, {searched + 1} of {search.max_trials}"
+    if len(measured) < starts:
+        return f"random start of the search: {len(measured)} of {starts} measured trials are there"
+    kept = sum(one.violation <= 0 for one in measured)
+    return f"TPE over {len(measured)} trials, of which {kept} keep gates and limits"
