@@ -1,0 +1,83 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What data is, once read: texts with the label as written in the file, resolved against a model's
+labels later.
+
+The split of an example follows from a hash of its text alone, so that it is the same in every Job,
+whatever else the file holds, and equal texts never sit on both sides.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field
+
+from kompakt.api.base import Digest
+from kompakt.jobs.errors import DataInvalid, LabelUnknown
+
+NAMED_LABELS = 20
+"""How many of a model's labels an error lists."""
+
+
+@dataclass(frozen=True)
+class Example:
+    """One text."""
+
+    text: str
+    label: str | None = None
+    """As written in the file: a label's name or its index."""
+    slices: dict[str, str] = field(default_factory=dict)
+    line: int = 0
+    """Where in the file it stands, for error messages."""
+
+
+@dataclass(frozen=True)
+class Dataset:
+    """The examples of one source, in the order of the file."""
+
+    uri: str
+    digest: Digest
+    """Of the file's bytes."""
+    examples: tuple[Example, ...]
+
+    @property
+    def texts(self) -> list[str]:
+        """The texts alone."""
+        return [example.text for example in self.examples]
+
+
+def texts_digest(texts: Iterable[str]) -> Digest:
+    """Content address of texts in their order: what predictions are cached by."""
+    digest = hashlib.sha256()
+    for text in texts:
+        encoded = text.encode()
+        digest.update(len(encoded).to_bytes(8, "big"))
+        digest.update(encoded)
+    return f"sha256:{digest.hexdigest()}"
+
+
+def resolve_labels(dataset: Dataset, labels: Sequence[str]) -> list[int]:
+    """The index of each example's label among the model's labels: by name, else by number."""
+    by_name = {name: index for index, name in enumerate(labels)}
+    resolved = []
+    for example in dataset.examples:
+        if example.label is None:
+            raise DataInvalid(f"{dataset.uri} is read without labels; set labelField")
+        index = by_name.get(example.label)
+        if index is None and example.label.isdecimal() and int(example.label) < len(labels):
+            index = int(example.label)
+        if index is None:
+            known = ", ".join(labels[:NAMED_LABELS]) + (", …" if len(labels) > NAMED_LABELS else "")
+            raise LabelUnknown(
+                f"the label {example.label[:100]!r} in line {example.line} of {dataset.uri} is none"
+                " of the model's"
+                f" labels ({known}) nor an index below {len(labels)}; correct the data, or set"
+                " labelField"
+            )
+        resolved.append(index)
+    return resolved
+
+
+def in_selection(text: str, permille: int) -> bool:
+    """Whether a text belongs to the split that variants are chosen on."""
+    return int.from_bytes(hashlib.sha256(text.encode()).digest()[:8], "big") % 1000 < permille

@@ -1,0 +1,2 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Paired evaluation of two artifacts. No torch here."""

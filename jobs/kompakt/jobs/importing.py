@@ -1,0 +1,127 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The Import task: the source model and its data, checked against each other; the model exported
+unchanged.
+
+Cheap checks come first: what is wrong with a policy is said within seconds, before torch is even
+imported.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from kompakt.api.artifact import MODEL_NAME, TOKENIZER_NAME
+from kompakt.api.job import ImportResult, ImportTask
+from kompakt.jobs.artifact import store_artifact
+from kompakt.jobs.data.examples import Dataset, resolve_labels
+from kompakt.jobs.data.reader import read
+from kompakt.jobs.errors import DataInvalid, DigestMismatch
+from kompakt.jobs.models.checkpoint import Checkpoint, check_length, file_names, inspect
+from kompakt.jobs.models.source import fetch
+from kompakt.jobs.models.text import pad_id, write_tokenizer
+from kompakt.jobs.store import CheckpointManifest, describe_files
+from kompakt.jobs.task import Workplace
+
+LABELLED_ROLES = ("evaluation", "goldenSet")
+LABELS_IN_RESULT = 64
+
+
+def import_model(task: ImportTask, place: Workplace) -> ImportResult:
+    """Reads, checks, exports, stores."""
+    origin = task.model.uri
+    folder = place.scratch / "checkpoint"
+    with place.stage("fetch model"):
+        revision = fetch(task.model, folder)
+        checkpoint = inspect(folder, origin=origin)
+        check_length(checkpoint, task.model.max_sequence_length, origin=origin)
+        names = file_names(folder)
+        source_digest = CheckpointManifest(files=describe_files(folder, names)).digest()
+    if task.model.digest is not None and task.model.digest != source_digest:
+        raise DigestMismatch(
+            f"the model {origin} has the digest {source_digest}, but {task.model.digest} is asked"
+            " for; correct"
+            " model.digest, or leave it out to take whatever is there"
+        )
+    with place.stage("read data"):
+        data = {role: _read_checked(task, role, checkpoint) for role in sorted(task.data)}
+    artifact = place.scratch / "artifact"
+    artifact.mkdir()
+    tokenizer = write_tokenizer(
+        checkpoint,
+        artifact / TOKENIZER_NAME,
+        max_sequence_length=task.model.max_sequence_length,
+        origin=origin,
+    )
+    texts = _parity_texts(task, data, vocabulary=list(tokenizer.get_vocab()))
+
+    with place.stage("import torch"):
+        import torch
+
+        from kompakt.jobs.models import export, load
+
+        torch.set_num_threads(place.threads)
+    with place.stage("load and export"):
+        model = load.load(checkpoint)
+        export.export(model, artifact / MODEL_NAME)
+    with place.stage("parity"):
+        largest = export.parity(
+            model,
+            artifact / MODEL_NAME,
+            tokenizer.encode_batch(texts),
+            pad_id=pad_id(checkpoint.config),
+            threads=place.threads,
+        )
+    with place.stage("store"):
+        place.store.put_checkpoint(folder, names)
+        digest, manifest = store_artifact(
+            place.store,
+            artifact,
+            labels=list(checkpoint.labels),
+            max_sequence_length=task.model.max_sequence_length,
+            source_digest=source_digest,
+        )
+    place.details["model"] = {
+        "uri": origin,
+        "revision": revision,
+        "architecture": checkpoint.architecture.class_name,
+        "ffnSizes": list(checkpoint.ffn_sizes),
+        "labels": list(checkpoint.labels),
+    }
+    return ImportResult(
+        source_digest=source_digest,
+        artifact_digest=digest,
+        size_bytes=manifest.size_bytes,
+        parameters=model.parameters,
+        labels=list(checkpoint.labels)[:LABELS_IN_RESULT],
+        data_digests={role: dataset.digest for role, dataset in data.items()},
+        data_examples={role: len(dataset.examples) for role, dataset in data.items()},
+        max_absolute_error_nanos=round(largest * 1e9),
+    )
+
+
+def _read_checked(task: ImportTask, role: str, checkpoint: Checkpoint) -> Dataset:
+    source = task.data[role]
+    if role in LABELLED_ROLES and source.label_field is None:
+        raise DataInvalid(
+            f"data.{role} must be labelled: set data.{role}.labelField to the field of {source.uri}"
+            " that holds the"
+            " label"
+        )
+    dataset = read(source)
+    if source.label_field is not None:
+        resolve_labels(dataset, checkpoint.labels)
+    return dataset
+
+
+def _parity_texts(
+    task: ImportTask, data: dict[str, Dataset], *, vocabulary: Sequence[str]
+) -> list[str]:
+    """Texts of all lengths: evenly spaced over the data sorted by length, or tokens when there is
+    no data.
+    """
+    count = task.parity_examples
+    first = next((data[role] for role in (*LABELLED_ROLES, *sorted(data)) if role in data), None)
+    if first is None:
+        return [" ".join(sorted(vocabulary)[:: index + 1][:512]) for index in range(count)]
+    texts = sorted(first.texts, key=len)
+    return [texts[round(i * (len(texts) - 1) / max(1, count - 1))] for i in range(count)]

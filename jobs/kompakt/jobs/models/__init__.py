@@ -1,0 +1,2 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Checkpoints: fetching, checking, loading into torch, exporting to ONNX."""
