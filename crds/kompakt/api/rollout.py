@@ -84,6 +84,8 @@ class Evidence(Model):
     """The stable variant over the same time."""
     pooled: CounterPoint = CounterPoint()
     """Of the candidate over all stages so far: what Certify looks at."""
+    counted: ShortText = ""
+    """What was counted as bad; an objective that counts something else begins anew."""
 
 
 class SloVerdict(Model):
@@ -166,7 +168,11 @@ class VariantRolloutStatus(Model):
     started_unix_milliseconds: Count | None = None
     """When Shadow began."""
     stage_started_unix_milliseconds: Count | None = None
-    """When the stage, or the canary step, began."""
+    """When the stage, or the canary step, began: its traffic was taken by the gateway, and its
+    evidence starts. Absent before that. In Pending: when the preparation began."""
+    stage_samples: Count | None = None
+    """What minimumPairs and minimumRequests count: pairs compared in Shadow, answers of the
+    candidate in other stages, since the stage began."""
     verdicts: Annotated[list[SloVerdict], Field(max_length=16), ListType("map", ("slo",))] = []
     """One for each objective."""
     evidence: Annotated[list[Evidence], Field(max_length=16), ListType("map", ("slo",))] = []
@@ -177,6 +183,15 @@ class VariantRolloutStatus(Model):
     """The newest 50."""
     held_stage: ShortText | None = None
     """Where a Held rollout was held."""
+    held_reason: Reason | None = None
+    """Why it was held: what heals by itself goes on by itself."""
+    restarts: Count | None = None
+    """How often the evidence of a stage was begun anew. Each time the judge grows stricter, so
+    that its error budget holds over all of them."""
+    obeyed_action: ShortText | None = None
+    """The last action obeyed, with who asked for it: each is obeyed once."""
+    checkpoint_unix_milliseconds: Count | None = None
+    """When the evidence was last written."""
 
 
 VARIANT_ROLLOUT = KindInfo(
