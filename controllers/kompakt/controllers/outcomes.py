@@ -1,0 +1,234 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What finished Jobs mean for the status of their run.
+
+Invariant: each outcome is taken once. A trial moves on with it, so the same Job is not looked at
+again, and may be deleted.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TypeVar
+
+from kompakt.api.base import Model
+from kompakt.api.measure import LatencyFigures, PairedCounts
+from kompakt.api.run import CompressionRunStatus, TargetResult, Trial
+from kompakt.controllers import objects, tasks
+from kompakt.controllers.cost import cost_micros_per_million
+from kompakt.controllers.plan import JobState, RunObserved
+
+PayloadT = TypeVar("PayloadT", bound=Model)
+CountsT = TypeVar("CountsT", bound=PairedCounts)
+
+ENDED = frozenset({"Complete", "Infeasible", "Failed"})
+"""States of a trial that it does not leave."""
+_INFEASIBLE_REASONS = frozenset({"TrainingDiverged"})
+"""Failures that the same task would meet again: it cannot be, rather than could not be tried."""
+_OUT_OF_MEMORY = "OutOfMemory"
+_PAR_PERMILLE = 1000
+
+
+class RunFailedError(Exception):
+    """The run ends here, and nothing is retried: whoever wrote the policy must change something."""
+
+    def __init__(self, reason: str, message: str) -> None:
+        super().__init__(message)
+        self.reason = reason
+        self.message = message
+
+
+@dataclass(frozen=True)
+class _Failure:
+    """Why a Job gave nothing."""
+
+    reason: str
+    message: str
+
+    @property
+    def infeasible(self) -> bool:
+        return self.reason == _OUT_OF_MEMORY or self.reason in _INFEASIBLE_REASONS
+
+
+def record(observed: RunObserved, status: CompressionRunStatus) -> CompressionRunStatus:
+    """The status with the outcome of every Job that has finished.
+
+    Raises:
+        RunFailedError: An input is wrong, or there is no baseline to compare with.
+    """
+    if status.baseline is None:
+        return _imported(observed, status)
+    trials = [_advanced(observed, trial) for trial in status.trials]
+    return status.evolve(
+        trials=trials,
+        baseline_targets=_baseline_figures(observed, status, trials),
+        trials_complete=sum(trial.state in ENDED for trial in trials),
+    )
+
+
+def _imported(observed: RunObserved, status: CompressionRunStatus) -> CompressionRunStatus:
+    run = observed.run
+    policy = run.spec.policy
+    work = tasks.import_work(run)
+    job = _finished(observed, work)
+    if job is None:
+        return status
+    outcome = _outcome(job, job.result.imported if job.result else None)
+    if isinstance(outcome, _Failure):
+        hint = ""
+        if outcome.reason == _OUT_OF_MEMORY:
+            hint = f": give HardwareProfile {work.profile} more jobMemoryMebibytes"
+        raise RunFailedError(outcome.reason, outcome.message + hint)
+    recipes = {named.name: named.spec for named in run.spec.recipes}
+    trials = [
+        Trial(
+            number=number,
+            recipe=ref.name,
+            origin="Recipe",
+            steps=recipes[ref.name].steps,
+            state="Proposed",
+            proposed_because="the policy's recipes name it",
+        )
+        for number, ref in enumerate(policy.recipes)
+    ]
+    return status.evolve(
+        baseline=outcome,
+        baseline_variant=objects.variant_name(run.spec.policy_ref.name, outcome.artifact_digest),
+        trials=trials,
+        trials_complete=0,
+        trials_total=len(trials) + (policy.search.max_trials if policy.search else 0),
+    )
+
+
+def _advanced(observed: RunObserved, trial: Trial) -> Trial:
+    if trial.state == "Compressing":
+        return _compressed(observed, trial)
+    if trial.state == "Measuring":
+        return _measured(observed, trial)
+    return trial
+
+
+def _compressed(observed: RunObserved, trial: Trial) -> Trial:
+    job = _finished(observed, tasks.compress_work(observed.run, trial))
+    if job is None:
+        return trial
+    try:
+        outcome = _outcome(job, job.result.compressed if job.result else None)
+    except RunFailedError as wrong:
+        if trial.origin == "Recipe":
+            raise
+        # Nobody asked for just these values: the search has learnt a bound.
+        return trial.evolve(state="Infeasible", reason=wrong.reason, message=wrong.message)
+    if isinstance(outcome, _Failure):
+        state = "Infeasible" if outcome.infeasible else "Failed"
+        return trial.evolve(state=state, reason=outcome.reason, message=outcome.message)
+    return trial.evolve(
+        state="Measuring",
+        digest=outcome.artifact_digest,
+        size_bytes=outcome.size_bytes,
+        parameters_count=outcome.parameters,
+        compress_seconds=outcome.seconds,
+        summary=outcome.summary,
+        targets=[TargetResult(target=t.name) for t in observed.run.spec.policy.targets],
+    )
+
+
+def _measured(observed: RunObserved, trial: Trial) -> Trial:
+    targets = {target.name: target for target in observed.run.spec.policy.targets}
+    results = []
+    for result in trial.targets:
+        work = tasks.measure_work(observed.run, trial, targets[result.target])
+        job = _finished(observed, work) if result.state == "Measuring" else None
+        results.append(result if job is None else _result(observed, work, result, job))
+    trial = trial.evolve(targets=results)
+    if any(result.state in {"Pending", "Measuring"} for result in results):
+        return trial
+    if any(result.state == "Measured" for result in results):
+        return trial.evolve(state="Complete")
+    worst = next((r for r in results if r.reason == _OUT_OF_MEMORY), results[0])
+    state = "Infeasible" if worst.reason == _OUT_OF_MEMORY else "Failed"
+    message = f"measured on no target; on {worst.target}: {worst.message}"
+    return trial.evolve(state=state, reason=worst.reason, message=message[:1024])
+
+
+def _result(
+    observed: RunObserved, work: tasks.Work, result: TargetResult, job: JobState
+) -> TargetResult:
+    outcome = _outcome(job, job.result.measured if job.result else None)
+    if isinstance(outcome, _Failure):
+        return result.evolve(state="Failed", reason=outcome.reason, message=outcome.message)
+    measurement = outcome.measurement
+    return result.evolve(
+        state="Measured",
+        evaluation=measurement.evaluation,
+        benchmark=measurement.benchmark,
+        cost_micros_per_million=_cost(observed, work.profile, measurement.benchmark.candidate),
+    )
+
+
+def _cost(observed: RunObserved, profile: str, figures: LatencyFigures) -> int | None:
+    known = observed.profiles.get(profile)
+    return None if known is None else cost_micros_per_million(figures, known)
+
+
+def _baseline_figures(
+    observed: RunObserved, status: CompressionRunStatus, trials: list[Trial]
+) -> list[TargetResult]:
+    """The baseline's own figures on each target: its side of the first complete measurement."""
+    known = {result.target: result for result in status.baseline_targets}
+    for target in observed.run.spec.policy.targets:
+        measured = (r for trial in trials for r in trial.targets if r.target == target.name)
+        first = next((r for r in measured if r.state == "Measured"), None)
+        if target.name in known or first is None:
+            continue
+        evaluation, benchmark = first.evaluation, first.benchmark
+        if evaluation is None or benchmark is None:
+            continue
+        known[target.name] = TargetResult(
+            target=target.name,
+            state="Measured",
+            evaluation=evaluation.evolve(
+                selection=_own(evaluation.selection),
+                confirmation=_own(evaluation.confirmation),
+                slices=[_own(s) for s in evaluation.slices],
+                candidate_calibration_error=evaluation.baseline_calibration_error,
+            ),
+            benchmark=benchmark.evolve(
+                candidate=benchmark.baseline,
+                speedup_permille=_PAR_PERMILLE,
+                speedup_low_permille=_PAR_PERMILLE,
+                speedup_high_permille=_PAR_PERMILLE,
+            ),
+            cost_micros_per_million=_cost(
+                observed, target.hardware_profile_ref.name, benchmark.baseline
+            ),
+        )
+    return [known[t.name] for t in observed.run.spec.policy.targets if t.name in known]
+
+
+def _own(counts: CountsT) -> CountsT:
+    """Paired counts of the baseline with itself."""
+    return counts.evolve(
+        candidate_correct=counts.baseline_correct, lost=0, gained=0, disagreements=0
+    )
+
+
+def _finished(observed: RunObserved, work: tasks.Work) -> JobState | None:
+    job = observed.jobs.get(work.name)
+    return job if job is not None and job.finished else None
+
+
+def _outcome(job: JobState, payload: PayloadT | None) -> PayloadT | _Failure:
+    """What a finished Job gave, or why it gave nothing. Raises RunFailedError for a wrong input."""
+    result = job.result
+    if result is not None and result.outcome == "InvalidInput":
+        raise RunFailedError(result.reason, result.message)
+    if job.out_of_memory:
+        return _Failure(_OUT_OF_MEMORY, f"Job {job.name} was killed for memory")
+    if result is not None and result.outcome == "Failed":
+        return _Failure(result.reason, result.message)
+    if not job.succeeded:
+        why = job.message or "its pod left no result"
+        return _Failure("JobFailed", f"Job {job.name} failed: {why}"[:1024])
+    if payload is None:
+        return _Failure("NoResult", f"Job {job.name} succeeded, but its result is lost")
+    return payload
