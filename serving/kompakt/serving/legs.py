@@ -1,0 +1,117 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The two servers that the comparator calls: the reference (stable digest) and the candidate."""
+
+from __future__ import annotations
+
+import asyncio
+import enum
+import logging
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, Final, Literal
+from urllib.parse import quote
+
+import aiohttp
+import orjson
+
+from kompakt.serving.protocol import LABEL
+
+REFERENCE: Final = "reference"
+CANDIDATE: Final = "candidate"
+LEGS: Final = (REFERENCE, CANDIDATE)
+_REFUSALS: Final = frozenset({400, 413, 415})
+"""Statuses that say: the request is wrong. Anything else but 200 is the server's failure."""
+_LOG_EVERY_SECONDS: Final = 10.0
+
+LegName = Literal["reference", "candidate"]
+_log = logging.getLogger(__name__)
+
+
+class Verdict(enum.Enum):
+    """What became of a call."""
+
+    ANSWERED = enum.auto()
+    REFUSED = enum.auto()
+    FAILED = enum.auto()
+
+
+@dataclass(frozen=True, slots=True)
+class Reply:
+    """One leg's part of a pair."""
+
+    verdict: Verdict
+    labels: tuple[str, ...] = ()
+    nanoseconds: int = 0
+
+
+@dataclass(frozen=True)
+class LegModel:
+    """What a leg says it serves."""
+
+    digest: str
+    labels: tuple[str, ...]
+
+
+class Leg:
+    """One server."""
+
+    def __init__(
+        self, name: LegName, url: str, model_name: str, session: aiohttp.ClientSession
+    ) -> None:
+        self.name: Final = name
+        self._session = session
+        self._model_url = f"{url.rstrip('/')}/v2/models/{quote(model_name, safe='')}"
+        self._logged = float("-inf")
+
+    async def call(self, body: bytes, headers: Mapping[str, str] | None = None) -> Reply:
+        """Send an inference request. Never raises for what a server or a network can do."""
+        begin = time.monotonic_ns()
+        try:
+            async with self._session.post(
+                f"{self._model_url}/infer", data=body, headers=headers
+            ) as response:
+                content = await response.read()
+                nanoseconds = time.monotonic_ns() - begin
+                if response.status in _REFUSALS:
+                    return Reply(Verdict.REFUSED)
+                if response.status != 200:  # noqa: PLR2004 -- OK
+                    return self._failed(f"answers {response.status}: {content[:200]!r}")
+                return Reply(Verdict.ANSWERED, _labels(content), nanoseconds)
+        except TimeoutError:
+            return self._failed("did not answer in time")
+        except (aiohttp.ClientError, OSError) as error:
+            return self._failed(f"cannot be called: {error}")
+        except (ValueError, KeyError, TypeError):
+            return self._failed(f"answers 200 without the output {LABEL!r}")
+
+    async def model(self) -> LegModel | None:
+        """What it serves; None while it is not ready."""
+        try:
+            async with self._session.get(f"{self._model_url}/ready") as response:
+                if response.status != 200:  # noqa: PLR2004 -- OK
+                    return None
+            async with self._session.get(self._model_url) as response:
+                document: Any = orjson.loads(await response.read())
+                return LegModel(
+                    digest=document["versions"][0], labels=tuple(document.get("labels", ()))
+                )
+        except (TimeoutError, aiohttp.ClientError, OSError, ValueError, KeyError, TypeError):
+            return None
+
+    def _failed(self, why: str) -> Reply:
+        # A leg that is down fails on every request: one line now and then says as much as all.
+        now = asyncio.get_running_loop().time()
+        if now - self._logged >= _LOG_EVERY_SECONDS:
+            self._logged = now
+            _log.warning("the %s %s", self.name, why)
+        return Reply(Verdict.FAILED)
+
+
+def _labels(content: bytes) -> tuple[str, ...]:
+    """Labels of an answer; raises ValueError, KeyError or TypeError when there are none."""
+    for output in orjson.loads(content)["outputs"]:
+        labels = output["data"]
+        if output["name"] == LABEL and all(isinstance(label, str) for label in labels):
+            return tuple(labels)
+    raise ValueError(LABEL)

@@ -1,0 +1,219 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The Open Inference Protocol, version 2, as far as text classification needs it: pure functions
+over bytes.
+
+Request: one BYTES tensor `text` of shape [n] or [n, 1]. Response: `label` (BYTES, [n]) and `scores`
+(FP32, [n, labels]). Tensors travel as JSON; the binary extension is refused in words.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Final
+
+import orjson
+
+if TYPE_CHECKING:  # the comparator speaks the protocol without a model runtime
+    from kompakt.serving.classifier import Prediction
+
+INPUT: Final = "text"
+LABEL: Final = "label"
+SCORES: Final = "scores"
+OUTPUTS: Final = (LABEL, SCORES)
+_EXAMPLE: Final = '{"inputs": [{"name": "text", "shape": [1], "datatype": "BYTES", "data": ["…"]}]}'
+
+
+class InvalidRequestError(ValueError):
+    """The caller's fault; the message names the field, the reason and the mend."""
+
+
+@dataclass(frozen=True, slots=True)
+class InferRequest:
+    """A valid request."""
+
+    texts: list[str]
+    outputs: tuple[str, ...] = OUTPUTS
+    id: str | None = None
+
+
+def parse_request(body: bytes, *, max_batch: int) -> InferRequest:
+    """Read the body of `POST …/infer`.
+
+    Raises InvalidRequestError.
+    """
+    document = _object(_json(body), "the body")
+    request_id = document.get("id")
+    if request_id is not None and not isinstance(request_id, str):
+        raise InvalidRequestError(f"id is {_kind(request_id)}; it must be a string, or left out")
+    inputs = document.get("inputs")
+    if not isinstance(inputs, list):
+        raise InvalidRequestError(
+            f"inputs is {_kind(inputs)}; it must be a list of one tensor: {_EXAMPLE}"
+        )
+    if len(inputs) != 1:
+        raise InvalidRequestError(
+            f"inputs holds {len(inputs)} tensors; send exactly one, named {INPUT!r}"
+        )
+    return InferRequest(
+        texts=_texts(_object(inputs[0], "inputs[0]"), max_batch),
+        outputs=_requested(document.get("outputs")),
+        id=request_id,
+    )
+
+
+def render_response(
+    request: InferRequest, prediction: Prediction, *, model_name: str, digest: str
+) -> bytes:
+    """The body of the answer, with the outputs in the order in which they were asked for."""
+    count = len(prediction.labels)
+    tensors = {
+        LABEL: {"name": LABEL, "datatype": "BYTES", "shape": [count], "data": prediction.labels},
+        SCORES: {
+            "name": SCORES,
+            "datatype": "FP32",
+            "shape": list(prediction.scores.shape),
+            "data": prediction.scores.ravel(),
+        },
+    }
+    document: dict[str, Any] = {
+        "model_name": model_name,
+        "model_version": digest,
+        "parameters": {"variant": digest},
+        "outputs": [tensors[name] for name in request.outputs],
+    }
+    if request.id is not None:
+        document["id"] = request.id
+    # Serialized as FP32, a score has the fewest digits that give it back exactly.
+    return orjson.dumps(document, option=orjson.OPT_SERIALIZE_NUMPY)
+
+
+def render_metadata(
+    *, model_name: str, digest: str, labels: Sequence[str], max_sequence_length: int
+) -> bytes:
+    """The body of `GET /v2/models/{name}`. `labels` is this server's addition: the columns of
+    `scores`.
+    """
+    return orjson.dumps(
+        {
+            "name": model_name,
+            "versions": [digest],
+            "platform": "onnxruntime_onnx",
+            "inputs": [{"name": INPUT, "datatype": "BYTES", "shape": [-1]}],
+            "outputs": [
+                {"name": LABEL, "datatype": "BYTES", "shape": [-1]},
+                {"name": SCORES, "datatype": "FP32", "shape": [-1, len(labels)]},
+            ],
+            "labels": list(labels),
+            "parameters": {"max_sequence_length": max_sequence_length},
+        }
+    )
+
+
+def _json(body: bytes) -> Any:
+    if not body:
+        raise InvalidRequestError(f"the body is empty; send {_EXAMPLE}")
+    try:
+        return orjson.loads(body)
+    except orjson.JSONDecodeError as error:
+        try:
+            body.decode()
+        except UnicodeDecodeError as broken:
+            raise InvalidRequestError(
+                f"the body is not UTF-8 (byte {broken.start}); send JSON encoded as UTF-8"
+            ) from None
+        raise InvalidRequestError(f"the body is not JSON ({error}); send {_EXAMPLE}") from None
+
+
+def _object(value: Any, field: str) -> dict[str, Any]:
+    if not isinstance(value, dict):
+        raise InvalidRequestError(f"{field} is {_kind(value)}; it must be an object: {_EXAMPLE}")
+    return value
+
+
+def _texts(tensor: dict[str, Any], max_batch: int) -> list[str]:
+    name = tensor.get("name")
+    if name != INPUT:
+        raise InvalidRequestError(
+            f"inputs[0].name is {_shown(name)}; the only input of this model is {INPUT!r}"
+        )
+    datatype = tensor.get("datatype")
+    if datatype != "BYTES":
+        raise InvalidRequestError(
+            f"inputs[0].datatype is {_shown(datatype)}; {INPUT!r} is a tensor of strings: 'BYTES'"
+        )
+    parameters = tensor.get("parameters")
+    if isinstance(parameters, dict) and "binary_data_size" in parameters:
+        raise InvalidRequestError(
+            "inputs[0].parameters.binary_data_size: binary tensors are not supported; "
+            "send `data` as JSON (tritonclient: binary_data=False)"
+        )
+    count = _count(tensor.get("shape"), max_batch)
+    data = tensor.get("data")
+    if not isinstance(data, list):
+        raise InvalidRequestError(
+            f"inputs[0].data is {_kind(data)}; it must be a list of {count} strings"
+        )
+    if len(data) != count:
+        raise InvalidRequestError(
+            f"inputs[0].data holds {len(data)} items, inputs[0].shape says {count}; make them equal"
+        )
+    # Row-major data may come flat or nested: [n, 1] as ["…"] or as [["…"]].
+    texts = [item[0] if type(item) is list and len(item) == 1 else item for item in data]
+    for index, text in enumerate(texts):
+        if type(text) is not str:
+            raise InvalidRequestError(
+                f"inputs[0].data[{index}] is {_kind(text)}; each item must be a string"
+            )
+    return texts
+
+
+def _count(shape: Any, max_batch: int) -> int:
+    form = "inputs[0].shape must be [n] or [n, 1]"
+    if not isinstance(shape, list):
+        raise InvalidRequestError(f"{form}, with n texts in data; it is {_kind(shape)}")
+    if any(type(extent) is not int for extent in shape) or shape[1:] not in ([], [1]) or not shape:
+        raise InvalidRequestError(f"{form}, with n texts in data; it is {_shown(shape)}")
+    count: int = shape[0]
+    if not 1 <= count <= max_batch:
+        raise InvalidRequestError(
+            f"{form} with n from 1 to {max_batch}; n is {count}: send several requests"
+        )
+    return count
+
+
+def _requested(outputs: Any) -> tuple[str, ...]:
+    if outputs is None:
+        return OUTPUTS
+    if not isinstance(outputs, list):
+        raise InvalidRequestError(
+            f"outputs is {_kind(outputs)}; it must be a list such as [{{'name': {LABEL!r}}}]"
+        )
+    names: list[str] = []
+    for index, output in enumerate(outputs):
+        name = _object(output, f"outputs[{index}]").get("name")
+        if name not in OUTPUTS:
+            raise InvalidRequestError(
+                f"outputs[{index}].name is {_shown(name)}; this model has {list(OUTPUTS)}"
+            )
+        if name in names:
+            raise InvalidRequestError(
+                f"outputs[{index}].name repeats {name!r}; name each output once"
+            )
+        names.append(name)
+    return tuple(names) or OUTPUTS
+
+
+def _kind(value: Any) -> str:
+    """What a JSON value is, in words."""
+    if value is None:
+        return "missing or null"
+    names = {bool: "a boolean", int: "a number", float: "a number", str: "a string", list: "a list"}
+    return names.get(type(value), "an object")
+
+
+def _shown(value: Any) -> str:
+    """The value itself, shortened: it goes back to the caller, and into logs."""
+    limit = 60
+    text = "missing or null" if value is None else repr(value)
+    return text if len(text) <= limit else f"{text[:limit]}…"
