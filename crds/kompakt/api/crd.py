@@ -133,7 +133,18 @@ def _without_noise(schema: Schema) -> Schema:
         kept.pop("additionalProperties", None)
     if "const" in kept:
         kept["enum"] = [kept.pop("const")]
+    if "default" in kept:
+        # Whole, and not `{}` for an object: rules are checked on a default before its own fields
+        # are filled in.
+        kept["default"] = _without_nulls(kept["default"])
     return kept
+
+
+def _without_nulls(value: Any) -> Any:
+    """A default as the API server takes it: what is absent is left out."""
+    if isinstance(value, dict):
+        return {k: _without_nulls(v) for k, v in value.items() if v is not None}
+    return [_without_nulls(v) for v in value] if isinstance(value, list) else value
 
 
 def _object(schema: Schema, definitions: Schema, path: str, seen: tuple[str, ...]) -> Schema:

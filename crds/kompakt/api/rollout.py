@@ -189,7 +189,7 @@ class VariantRolloutStatus(Model):
     """How often the evidence of a stage was begun anew. Each time the judge grows stricter, so
     that its error budget holds over all of them."""
     obeyed_action: ShortText | None = None
-    """The last action obeyed, with who asked for it: each is obeyed once."""
+    """Actions obeyed, with who asked for them: each is obeyed once."""
     checkpoint_unix_milliseconds: Count | None = None
     """When the evidence was last written."""
 
