@@ -37,6 +37,11 @@ def serving_name(policy: str, digest: str) -> str:
     return f"{policy}-{short_digest(digest)}"
 
 
+def rollout_name(policy: str, run: str, digest: str) -> str:
+    """VariantRollout of what a run chose: one for each run and candidate."""
+    return f"{policy}-{short_hash(run, digest)}"
+
+
 def reference_name(rollout: str) -> str:
     """Deployment and Service of the stable digest that only the comparator calls."""
     return f"{rollout}-reference"

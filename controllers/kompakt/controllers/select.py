@@ -27,6 +27,8 @@ from kompakt.controllers.bounds import (
     upper_bound_basis_points,
 )
 
+NO_VARIANT = "NoVariantPassesGates"
+"""The reason of a choice that is no variant: the source goes on."""
 _FULL = 10_000
 _MEBIBYTE = 2**20
 _MESSAGE_MAX = 1000
@@ -389,7 +391,7 @@ def _none(target: Target, source: Candidate | None, rejections: list[Rejection])
     return Choice(
         target=target.name,
         variant=source.variant if source else None,
-        reason="NoVariantPassesGates",
+        reason=NO_VARIANT,
         message=text[:_MESSAGE_MAX],
         rejections=ordered,
     )
