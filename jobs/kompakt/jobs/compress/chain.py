@@ -1,0 +1,256 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The Compress task: a recipe's steps one after the other, then the artifact.
+
+Each torch step's result is stored as a checkpoint under a key of everything it follows from:
+parent, step, data, seed. A Job that is killed, or another trial that begins with the same steps,
+goes on from the last one. A recipe without torch steps works on the baseline's graph, and torch is
+not even imported.
+"""
+
+from __future__ import annotations
+
+import shutil
+import time
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from kompakt.api.artifact import (
+    MODEL_NAME,
+    TOKENIZER_NAME,
+    ArtifactManifest,
+    canonical_json,
+    sha256_digest,
+)
+from kompakt.api.base import Digest
+from kompakt.api.job import CompressResult, CompressTask
+from kompakt.api.recipe import Step
+from kompakt.api.source import DataSource
+from kompakt.jobs.artifact import count_parameters, store_artifact
+from kompakt.jobs.compress.steps import graph_step, name_of, split, torch_step
+from kompakt.jobs.data.examples import Dataset, resolve_labels
+from kompakt.jobs.data.reader import read
+from kompakt.jobs.errors import Failed, JobError, StepInvalid
+from kompakt.jobs.evaluate.classifier import Classifier
+from kompakt.jobs.evaluate.predictions import logits_of
+from kompakt.jobs.progress import say
+from kompakt.jobs.result import shorten
+from kompakt.jobs.task import Workplace
+
+if TYPE_CHECKING:
+    from kompakt.jobs.models.load import TorchModel
+
+STEPS_VERSION = 1
+"""Part of every key: raised when a step's code gives another result for the same input."""
+PARITY_TEXTS = 16
+SMOKE_TEXTS = (
+    "a short text",
+    "",
+    "another one that is quite a bit longer than the first, isn't it? " * 20,
+)
+SUMMARY_LENGTH = 256
+
+
+def compress(task: CompressTask, place: Workplace) -> CompressResult:
+    """Runs the steps and stores the artifact."""
+    started = time.monotonic()
+    torch_steps, graph_steps = split(task.steps)
+    source = task.training or task.calibration
+    if torch_steps and source is None:
+        raise StepInvalid(
+            f"the step {name_of(torch_steps[0])} of the recipe {task.recipe} needs texts: set"
+            " data.training"
+        )
+    baseline = place.scratch / "baseline"
+    artifact = place.scratch / "artifact"
+    artifact.mkdir()
+    with place.stage("fetch"):
+        manifest = place.store.get_artifact(task.baseline_digest, baseline)
+        dataset = read(source, seed=task.seed) if torch_steps and source is not None else None
+    shutil.copyfile(baseline / TOKENIZER_NAME, artifact / TOKENIZER_NAME)
+    notes: list[str] = []
+    graph = baseline / MODEL_NAME
+    if torch_steps and source is not None and dataset is not None:
+        graph = place.scratch / "exported.onnx"
+        chain = _Chain(task, place, manifest=manifest, source=source, dataset=dataset)
+        notes += chain.run(torch_steps, graph)
+    parameters = count_parameters(graph)
+    for number, step in enumerate(graph_steps):
+        with place.stage(name_of(step)):
+            target = place.scratch / f"graph-{number}.onnx"
+            notes.append(graph_step(step).apply(graph, target))
+            graph = target
+    shutil.copyfile(graph, artifact / MODEL_NAME)
+    with place.stage("store"):
+        _check_answers(artifact, manifest, threads=place.threads)
+        digest, stored = store_artifact(
+            place.store,
+            artifact,
+            labels=manifest.labels,
+            max_sequence_length=manifest.max_sequence_length,
+            source_digest=manifest.source_digest,
+            parent_digest=task.baseline_digest,
+            recipe=task.recipe,
+            steps_digest=_steps_digest(task, dataset),
+        )
+    return CompressResult(
+        artifact_digest=digest,
+        size_bytes=stored.size_bytes,
+        parameters=parameters,
+        seconds=round(time.monotonic() - started),
+        summary=shorten("; ".join(notes), SUMMARY_LENGTH),
+    )
+
+
+class _Chain:
+    """The torch part of a recipe."""
+
+    def __init__(
+        self,
+        task: CompressTask,
+        place: Workplace,
+        *,
+        manifest: ArtifactManifest,
+        source: DataSource,
+        dataset: Dataset,
+    ) -> None:
+        with place.stage("import torch"):
+            import torch
+
+            from kompakt.jobs.compress import training
+            from kompakt.jobs.models import checkpoint, export, load, text
+        torch.manual_seed(task.seed)
+        torch.set_num_threads(place.threads)
+        self._checkpoint = checkpoint
+        self._export = export
+        self._load = load
+        self._task = task
+        self._place = place
+        self._data_key = {
+            "digest": dataset.digest,
+            "source": source.evolve(digest=None, secret_ref=None).to_wire(),
+        }
+        self._source_folder = place.scratch / "source"
+        place.store.get_checkpoint(task.checkpoint_digest, self._source_folder)
+        origin = checkpoint.inspect(
+            self._source_folder, origin=f"checkpoint {task.checkpoint_digest}"
+        )
+        labelled = source.label_field is not None
+        self.data = training.TrainingData(
+            dataset=dataset,
+            labels=resolve_labels(dataset, manifest.labels) if labelled else None,
+            tokenizer=text.open_tokenizer(
+                place.scratch / "baseline" / TOKENIZER_NAME,
+                max_sequence_length=manifest.max_sequence_length,
+            ),
+            input_names=origin.architecture.input_names,
+            pad_id=text.pad_id(origin.config),
+            seed=task.seed,
+            teacher=lambda texts: logits_of(
+                task.baseline_digest,
+                texts,
+                folder=place.scratch / "baseline",
+                store=place.store,
+                threads=place.threads,
+                name="teacher",
+            ),
+            details=place.details,
+        )
+
+    def run(self, steps: list[Step], graph: Path) -> list[str]:
+        """Applies the steps, from the last stored result on, and exports the model."""
+        keys = self._keys(steps)
+        done, folder, notes = self._resume(keys)
+        place = self._place
+        with place.stage("load"):
+            model = self._load.load(self._checkpoint.inspect(folder, origin=str(folder.name)))
+        for number in range(done, len(steps)):
+            step = steps[number]
+            self.data.keep = lambda: self._store(model)
+            with place.stage(name_of(step)):
+                notes.append(torch_step(step).apply(model, self.data))
+            with place.stage(f"store after {name_of(step)}"):
+                place.store.put_json(
+                    f"steps/{keys[number]}",
+                    {"checkpoint": self._store(model), "notes": notes},
+                )
+        with place.stage("export"):
+            self._export.export(model, graph)
+            texts = sorted(self.data.order()[:PARITY_TEXTS])
+            largest = self._export.parity(
+                model,
+                graph,
+                [self.data.encodings[index] for index in texts],
+                pad_id=self.data.pad_id,
+                threads=place.threads,
+            )
+        place.details["parity"] = largest
+        return notes
+
+    def _keys(self, steps: list[Step]) -> list[str]:
+        """For each step, the name of everything its result follows from."""
+        keys: list[str] = []
+        parent = self._task.checkpoint_digest
+        for step in steps:
+            recipe = {
+                "version": STEPS_VERSION,
+                "parent": parent,
+                "teacher": self._task.baseline_digest,
+                "step": step.to_wire(),
+                "data": self._data_key,
+                "seed": self._task.seed,
+            }
+            parent = sha256_digest(canonical_json(recipe))
+            keys.append(parent.replace(":", "-"))
+        return keys
+
+    def _resume(self, keys: list[str]) -> tuple[int, Path, list[str]]:
+        """How many steps are done already, the folder with their result, and what they said."""
+        for number in range(len(keys), 0, -1):
+            entry = self._place.store.get_json(f"steps/{keys[number - 1]}")
+            if not isinstance(entry, dict) or "checkpoint" not in entry:
+                continue
+            folder = self._place.scratch / f"resumed-{number}"
+            try:
+                self._place.store.get_checkpoint(entry["checkpoint"], folder)
+            except JobError as error:
+                say(f"step {number} was done before, but its result is lost: {error}")
+                continue
+            say(f"the first {number} of {len(keys)} steps were done before")
+            self._place.details["resumedAfterSteps"] = number
+            return number, folder, list(entry.get("notes", []))
+        return 0, self._source_folder, []
+
+    def _store(self, model: TorchModel) -> Digest:
+        folder = self._place.scratch / "checkpoint"
+        shutil.rmtree(folder, ignore_errors=True)
+        names = self._load.save(model, self._source_folder, folder)
+        return self._place.store.put_checkpoint(folder, names)
+
+
+def _steps_digest(task: CompressTask, dataset: Dataset | None) -> Digest:
+    """What an artifact was made by, beside its parent."""
+    return sha256_digest(
+        canonical_json(
+            {
+                "version": STEPS_VERSION,
+                "steps": [step.to_wire() for step in task.steps],
+                "data": None if dataset is None else dataset.digest,
+                "seed": task.seed,
+            }
+        )
+    )
+
+
+def _check_answers(folder: Path, manifest: ArtifactManifest, *, threads: int) -> None:
+    """Opens the artifact as a server does: whatever it answers must at least be numbers."""
+    classifier = Classifier(
+        folder, max_sequence_length=manifest.max_sequence_length, threads=threads
+    )
+    logits = classifier.answer_all(SMOKE_TEXTS)
+    if logits.shape != (len(SMOKE_TEXTS), len(manifest.labels)) or not np.isfinite(logits).all():
+        raise Failed(
+            f"the compressed model answers {logits.shape} logits that are not all numbers; lower"
+            " the compression"
+        )

@@ -1,0 +1,189 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Distillation: the smaller model learns to answer as the original does (Hinton et al. 2015).
+
+What makes it quick on a CPU: the teacher's logits are computed once, in ONNX Runtime; batches hold
+texts of equal length; embedding tables are frozen (half of a small model's weights, whose optimizer
+state would pass through memory at each step); dropout is off, since soft targets regularize enough.
+"""
+
+from __future__ import annotations
+
+import math
+import random
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import nn
+from typing_extensions import override
+
+from kompakt.api.recipe import Distill
+from kompakt.jobs.compress.steps import TorchStep
+from kompakt.jobs.compress.training import Batch, TrainingData
+from kompakt.jobs.errors import StepInvalid, TrainingDiverged
+from kompakt.jobs.models.load import TorchModel
+from kompakt.jobs.progress import Progress
+
+LEAST_TEXTS = 32
+HELD_OUT_SHARE = 0.04
+HELD_OUT_MOST = 256
+CHECKS = 4
+"""How often the held-out texts are looked at."""
+WARM_UP_SHARE = 0.1
+WEIGHT_DECAY = 0.01
+LARGEST_GRADIENT = 1.0
+WORSE_FACTOR = 2.0
+WORSE_BY = 0.05
+"""Held-out loss above its start by both of these is divergence, not noise."""
+
+
+@dataclass
+class _Best:
+    """The state with the least held-out loss so far."""
+
+    loss: float
+    state: dict[str, torch.Tensor]
+
+
+class DistillLogits(TorchStep):
+    """The step `distill`."""
+
+    def __init__(self, parameters: Distill) -> None:
+        self._parameters = parameters
+
+    @override
+    def apply(self, model: TorchModel, data: TrainingData) -> str:
+        if len(data) < LEAST_TEXTS:
+            raise StepInvalid(
+                f"distill needs at least {LEAST_TEXTS} training texts; {data.dataset.uri} has"
+                f" {len(data)}"
+            )
+        parameters = self._parameters
+        order = data.order()
+        held_out_count = min(HELD_OUT_MOST, max(8, int(len(data) * HELD_OUT_SHARE)))
+        # From the end: the start is what pruning has seen.
+        held_out, pool = order[-held_out_count:], order[:-held_out_count]
+        shown = [pool[i % len(pool)] for i in range(parameters.examples)]
+        targets = self._targets(data, [*dict.fromkeys(shown), *held_out])
+
+        trainable = _unfreeze(model)
+        optimizer = torch.optim.AdamW(
+            trainable.values(), lr=0.0, weight_decay=WEIGHT_DECAY, fused=True
+        )
+        batches = _shuffled(data, shown, size=parameters.batch_size)
+        checks = list(data.batches(held_out, parameters.batch_size))
+        best = _Best(self._held_out_loss(model, checks, targets), _copy(trainable))
+        start = best.loss
+        losses = [start]
+        progress = Progress("distill", len(shown))
+        check_every = max(1, math.ceil(len(batches) / CHECKS))
+        for number, batch in enumerate(batches):
+            rate = parameters.learning_rate_micros / 1e6 * _schedule(number, len(batches))
+            for group in optimizer.param_groups:
+                group["lr"] = rate
+            loss = self._loss(model.logits(batch.inputs), targets, batch)
+            value = float(loss.detach())
+            if not math.isfinite(value):
+                self._give_up(model, data, best, f"the loss is {value} after {number} steps")
+            loss.backward()
+            nn.utils.clip_grad_norm_(trainable.values(), LARGEST_GRADIENT)
+            optimizer.step()
+            optimizer.zero_grad(set_to_none=True)
+            progress.advance(len(batch.indices), note=f"loss {value:.4f}")
+            if (number + 1) % check_every == 0 or number + 1 == len(batches):
+                losses.append(self._held_out_loss(model, checks, targets))
+                if losses[-1] <= best.loss:
+                    best = _Best(losses[-1], _copy(trainable))
+        if not losses[-1] <= max(start * WORSE_FACTOR, start + WORSE_BY):
+            why = f"the loss on held-out texts went from {start:.4f} to {losses[-1]:.4f}"
+            self._give_up(model, data, best, why)
+        _restore(trainable, best.state)
+        data.details["distill"] = {
+            "textsShown": len(shown),
+            "textsDistinct": len(set(shown)),
+            "textsHeldOut": len(held_out),
+            "heldOutLosses": [round(loss, 5) for loss in losses],
+        }
+        return f"distilled on {len(shown):,} texts, held-out loss {start:.3f} to {best.loss:.3f}"
+
+    def _targets(self, data: TrainingData, indices: Sequence[int]) -> dict[int, torch.Tensor]:
+        logits = torch.from_numpy(data.teacher([data.dataset.texts[i] for i in indices]))
+        soft = torch.log_softmax(logits / self._temperature, dim=1)
+        return dict(zip(indices, soft, strict=True))
+
+    def _loss(
+        self, logits: torch.Tensor, targets: dict[int, torch.Tensor], batch: Batch
+    ) -> torch.Tensor:
+        """Kullback-Leibler divergence at the temperature, times its square to keep the scale."""
+        expected = torch.stack([targets[index] for index in batch.indices])
+        found = torch.log_softmax(logits / self._temperature, dim=1)
+        divergence = nn.functional.kl_div(found, expected, reduction="batchmean", log_target=True)
+        return divergence * self._temperature**2
+
+    def _held_out_loss(
+        self, model: TorchModel, batches: Sequence[Batch], targets: dict[int, torch.Tensor]
+    ) -> float:
+        total = 0.0
+        with torch.no_grad():
+            for batch in batches:
+                loss = self._loss(model.logits(batch.inputs), targets, batch)
+                total += float(loss) * len(batch.indices)
+        return total / sum(len(batch.indices) for batch in batches)
+
+    @property
+    def _temperature(self) -> float:
+        return self._parameters.temperature_permille / 1000
+
+    def _give_up(self, model: TorchModel, data: TrainingData, best: _Best, why: str) -> None:
+        _restore(dict(model.module.named_parameters()), best.state)
+        kept = f"; the best model so far is the checkpoint {data.keep()}" if data.keep else ""
+        raise TrainingDiverged(
+            f"distillation failed: {why}; lower learningRateMicros (now"
+            f" {self._parameters.learning_rate_micros}){kept}"
+        )
+
+
+def _schedule(step: int, steps: int) -> float:
+    """Linear warm-up, then linear decay to zero."""
+    warm_up = max(1, round(steps * WARM_UP_SHARE))
+    if step < warm_up:
+        return (step + 1) / warm_up
+    return (steps - step) / max(1, steps - warm_up)
+
+
+def _shuffled(data: TrainingData, shown: Sequence[int], *, size: int) -> list[Batch]:
+    """Batches of equal length in random order, one pass over the texts after the other."""
+    rng = random.Random(data.seed)
+    batches: list[Batch] = []
+    for part in _passes(shown):
+        some = list(data.batches(part, size))
+        rng.shuffle(some)
+        batches += some
+    return batches
+
+
+def _passes(shown: Sequence[int]) -> Iterator[Sequence[int]]:
+    distinct = len(set(shown))
+    for start in range(0, len(shown), distinct):
+        yield shown[start : start + distinct]
+
+
+def _unfreeze(model: TorchModel) -> dict[str, nn.Parameter]:
+    """The parameters that learn."""
+    trainable = {}
+    for name, parameter in model.module.named_parameters():
+        learns = not name.startswith(model.architecture.frozen)
+        parameter.requires_grad_(learns)
+        if learns:
+            trainable[name] = parameter
+    return trainable
+
+
+def _copy(parameters: dict[str, nn.Parameter]) -> dict[str, torch.Tensor]:
+    return {name: parameter.detach().clone() for name, parameter in parameters.items()}
+
+
+def _restore(parameters: dict[str, nn.Parameter], state: dict[str, torch.Tensor]) -> None:
+    with torch.no_grad():
+        for name, value in state.items():
+            parameters[name].copy_(value)

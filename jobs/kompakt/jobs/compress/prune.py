@@ -1,0 +1,223 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Structured pruning of the feed-forward layers, in one pass without training.
+
+1. Importance: a gate of 1 on each neuron, and the square of the loss's gradient by that gate,
+   summed over samples, which is the diagonal of the empirical Fisher information (Kwon et al. 2022,
+   arXiv:2204.09656). All layers are ranked together, so that each keeps what it needs.
+2. Shrink: rows and columns of the pruned neurons leave the matrices.
+3. Refit: the matrix that reads the kept neurons is fitted by least squares to give what all of them
+   gave before, over the tokens of the samples. What remains stands in for what was redundant.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import nn
+from typing_extensions import override
+
+from kompakt.api.recipe import Prune
+from kompakt.jobs.compress.steps import TorchStep
+from kompakt.jobs.compress.training import Batch, TrainingData
+from kompakt.jobs.errors import StepInvalid
+from kompakt.jobs.models.load import FeedForward, TorchModel, replace_neurons
+
+BATCH = 16
+LEAST_NEURONS = 32
+"""Of a layer: below that its matrices cost nothing anyway."""
+MULTIPLE = 16
+"""Of neurons in a layer: matrix kernels work in blocks of that width."""
+RIDGE = 0.01
+"""How much the fit is held to the former weights, relative to the mean square of a neuron."""
+
+
+class PruneFeedForward(TorchStep):
+    """The step `prune`."""
+
+    def __init__(self, parameters: Prune) -> None:
+        self._parameters = parameters
+
+    @override
+    def apply(self, model: TorchModel, data: TrainingData) -> str:
+        chosen = data.order()[: self._parameters.samples]
+        before = [ffn.size for ffn in model.feed_forwards()]
+        if min(before) < LEAST_NEURONS:
+            raise StepInvalid(
+                f"prune needs layers of at least {LEAST_NEURONS} FFN neurons; this model has"
+                f" {min(before)}"
+            )
+        batches = list(data.batches(chosen, BATCH))
+        importance = fisher_importance(model, batches, labels=data.labels)
+        kept = choose(importance, keep_permille=self._parameters.ffn_keep_permille)
+        error = shrink(model, kept, batches)
+        sizes = [ffn.size for ffn in model.feed_forwards()]
+        data.details["prune"] = {
+            "samples": len(chosen),
+            "labelled": data.labels is not None,
+            "neuronsBefore": before,
+            "neuronsAfter": sizes,
+            "relativeRefitErrors": [round(e, 4) for e in error],
+        }
+        return f"FFN neurons kept by layer {' '.join(map(str, sizes))} of {max(before)}"
+
+
+def fisher_importance(
+    model: TorchModel, batches: Sequence[Batch], *, labels: Sequence[int] | None
+) -> list[torch.Tensor]:
+    """For each layer, the summed squared gradient of the loss by each neuron's gate."""
+    layers = model.feed_forwards()
+    sums = [torch.zeros(ffn.size) for ffn in layers]
+    with frozen(model.module):
+        for batch in batches:
+            rows = len(batch.indices)
+            # One gate for each sample and neuron gives the gradient sample by sample in one pass.
+            gates = [torch.ones(rows, 1, ffn.size, requires_grad=True) for ffn in layers]
+            with _input_hooks(layers, _multiply_by(gates)):
+                logits = model.logits(batch.inputs)
+            target = (
+                logits.detach().argmax(dim=1)
+                if labels is None
+                else torch.tensor([labels[index] for index in batch.indices])
+            )
+            loss = nn.functional.cross_entropy(logits, target, reduction="sum")
+            for number, gradient in enumerate(torch.autograd.grad(loss, gates)):
+                sums[number] += gradient[:, 0, :].square().sum(dim=0)
+    return sums
+
+
+def choose(importance: Sequence[torch.Tensor], *, keep_permille: int) -> list[torch.Tensor]:
+    """Sorted indices of the neurons that stay in each layer: the best of all layers together.
+
+    Each layer's number is rounded to a multiple that kernels like, and never falls below a minimum.
+    """
+    scores = torch.cat(list(importance))
+    keep = max(1, len(scores) * keep_permille // 1000)
+    threshold = scores.sort(descending=True).values[keep - 1]
+    kept = []
+    for layer in importance:
+        above = int((layer >= threshold).sum())
+        rounded = round(above / MULTIPLE) * MULTIPLE
+        count = min(len(layer), max(LEAST_NEURONS, rounded))
+        kept.append(layer.sort(descending=True, stable=True).indices[:count].sort().values)
+    return kept
+
+
+def shrink(
+    model: TorchModel, kept: Sequence[torch.Tensor], batches: Sequence[Batch] = ()
+) -> list[float]:
+    """Takes all other neurons out; with batches, refits what reads the kept ones.
+
+    Returns how far each layer's output is from what it was, relative to its size, over the batches.
+    """
+    layers = model.feed_forwards()
+    statistics = _collect(model, layers, kept, batches) if batches else []
+    errors = []
+    with torch.no_grad():
+        for number, (ffn, keep) in enumerate(zip(layers, kept, strict=True)):
+            down = ffn.down.weight[:, keep]
+            if statistics and len(keep) < ffn.size:
+                down, error = statistics[number].fit(down)
+                errors.append(error)
+            replace_neurons(ffn, up=ffn.up.weight[keep], up_bias=ffn.up.bias[keep], down=down)
+    return errors
+
+
+@dataclass
+class _Normal:
+    """The sums that least squares needs, over all tokens."""
+
+    gram: torch.Tensor
+    """[kept, kept]: products of the kept neurons' values."""
+    moment: torch.Tensor
+    """[kept, hidden]: products of kept neurons' values and the layer's full output."""
+    energy: float = 0.0
+    """Sum of squares of the full output."""
+
+    def add(self, kept: torch.Tensor, output: torch.Tensor) -> None:
+        """Some more tokens."""
+        self.gram += kept.T @ kept
+        self.moment += kept.T @ output
+        self.energy += float(output.square().sum())
+
+    def fit(self, former: torch.Tensor) -> tuple[torch.Tensor, float]:
+        """The weights [hidden, kept] with the least squared error, held to the former ones."""
+        gram, moment = self.gram.double(), self.moment.double()
+        start = former.T.double()
+        strength = RIDGE * gram.diagonal().mean()
+        system = gram + strength * torch.eye(len(gram), dtype=gram.dtype)
+        solution = torch.linalg.solve(system, moment + strength * start)
+        residual = (
+            self.energy
+            - 2 * float((solution * moment).sum())
+            + float((solution * (gram @ solution)).sum())
+        )
+        return solution.T.float(), (max(residual, 0.0) / max(self.energy, 1e-12)) ** 0.5
+
+
+def _collect(
+    model: TorchModel,
+    layers: Sequence[FeedForward],
+    kept: Sequence[torch.Tensor],
+    batches: Sequence[Batch],
+) -> list[_Normal]:
+    sums = [
+        _Normal(
+            gram=torch.zeros(len(keep), len(keep)),
+            moment=torch.zeros(len(keep), ffn.down.out_features),
+        )
+        for ffn, keep in zip(layers, kept, strict=True)
+    ]
+    with torch.no_grad():
+        for batch in batches:
+            tokens = batch.inputs["attention_mask"].bool()
+
+            def add(number: int, neurons: torch.Tensor, tokens: torch.Tensor = tokens) -> None:
+                values = neurons[tokens]
+                output = values @ layers[number].down.weight.T
+                sums[number].add(values[:, kept[number]], output)
+
+            with _input_hooks(layers, add):
+                model.logits(batch.inputs)
+    return sums
+
+
+def _multiply_by(gates: Sequence[torch.Tensor]) -> Any:
+    return lambda number, neurons: neurons * gates[number]
+
+
+@contextmanager
+def _input_hooks(layers: Sequence[FeedForward], function: Any) -> Iterator[None]:
+    """Calls `function(layer number, its neurons)`; what it returns replaces the neurons."""
+
+    def hook(number: int) -> Any:
+        def before(_module: nn.Module, inputs: tuple[torch.Tensor, ...]) -> Any:
+            changed = function(number, inputs[0])
+            return None if changed is None else (changed,)
+
+        return before
+
+    handles = [
+        ffn.down.register_forward_pre_hook(hook(number)) for number, ffn in enumerate(layers)
+    ]
+    try:
+        yield
+    finally:
+        for handle in handles:
+            handle.remove()
+
+
+@contextmanager
+def frozen(module: nn.Module) -> Iterator[None]:
+    """No gradients by weights, which would take as long as everything else."""
+    trainable = [parameter for parameter in module.parameters() if parameter.requires_grad]
+    for parameter in trainable:
+        parameter.requires_grad_(False)
+    try:
+        yield
+    finally:
+        for parameter in trainable:
+            parameter.requires_grad_(True)

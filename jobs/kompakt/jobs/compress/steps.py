@@ -1,0 +1,89 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What a step is, and which there are. No torch here: a recipe without torch steps needs none.
+
+A torch step changes the model in place; a graph step reads one ONNX file and writes another. Steps
+know nothing of stores and tasks, only of models and of `TrainingData`.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from importlib import import_module
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Protocol
+
+from kompakt.api.recipe import Step
+from kompakt.jobs.errors import StepInvalid
+
+if TYPE_CHECKING:
+    from kompakt.jobs.compress.training import TrainingData
+    from kompakt.jobs.models.load import TorchModel
+
+
+class TorchStep(Protocol):
+    """Changes a model in torch."""
+
+    def apply(self, model: TorchModel, data: TrainingData) -> str:
+        """Works on the model in place; returns what it did, for people."""
+
+
+class GraphStep(Protocol):
+    """Makes one graph out of another."""
+
+    def apply(self, source: Path, target: Path) -> str:
+        """Writes `target`; returns what it did, for people."""
+
+
+@dataclass(frozen=True)
+class Entry:
+    """Where a step's class is."""
+
+    module: str
+    name: str
+    needs_torch: bool
+
+    def make(self, parameters: object) -> Any:
+        """The step with its parameters."""
+        return getattr(import_module(self.module), self.name)(parameters)
+
+
+STEPS = {
+    "prune": Entry("kompakt.jobs.compress.prune", "PruneFeedForward", needs_torch=True),
+    "distill": Entry("kompakt.jobs.compress.distill", "DistillLogits", needs_torch=True),
+    "quantize": Entry("kompakt.jobs.compress.quantize", "DynamicInt8", needs_torch=False),
+}
+"""By the member of `kompakt.api.recipe.Step`, which is also what a recipe calls it."""
+
+
+def name_of(step: Step) -> str:
+    """What a step is called in the recipe."""
+    names = [name for name in STEPS if getattr(step, name) is not None]
+    if len(names) != 1:
+        raise StepInvalid(
+            f"a step is exactly one of {', '.join(STEPS)}; this one is"
+            f" {' and '.join(names) or 'none'}"
+        )
+    return names[0]
+
+
+def split(steps: list[Step]) -> tuple[list[Step], list[Step]]:
+    """The torch steps, and the graph steps that follow them."""
+    torch_steps = [step for step in steps if STEPS[name_of(step)].needs_torch]
+    graph_steps = [step for step in steps if not STEPS[name_of(step)].needs_torch]
+    if steps != torch_steps + graph_steps:
+        raise StepInvalid("quantize works on the exported graph, so it must be the last step")
+    return torch_steps, graph_steps
+
+
+def torch_step(step: Step) -> TorchStep:
+    """The class at work for a torch step."""
+    name = name_of(step)
+    made: TorchStep = STEPS[name].make(getattr(step, name))
+    return made
+
+
+def graph_step(step: Step) -> GraphStep:
+    """The class at work for a graph step."""
+    name = name_of(step)
+    made: GraphStep = STEPS[name].make(getattr(step, name))
+    return made

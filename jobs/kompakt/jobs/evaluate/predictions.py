@@ -1,0 +1,64 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Logits of an artifact over texts, computed once for each kind of hardware and kept in the store.
+
+Every Measure Job of a run asks for the baseline's answers to the same texts, and distillation for
+its answers to the training texts. int8 results depend on the CPU's features and on the kernels'
+version, so both are part of the key.
+"""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+
+from kompakt.api.base import Digest
+from kompakt.jobs import machine
+from kompakt.jobs.data.examples import texts_digest
+from kompakt.jobs.errors import JobError
+from kompakt.jobs.evaluate.classifier import Classifier, Logits
+from kompakt.jobs.progress import Progress, say
+from kompakt.jobs.store import Store
+
+
+def logits_of(
+    artifact: Digest, texts: Sequence[str], *, folder: Path, store: Store, threads: int, name: str
+) -> Logits:
+    """The logits of each text, [texts, labels]; `folder` is where the artifact is or will be."""
+    key = prediction_key(artifact, texts)
+    cached = _cached(store, key, count=len(texts))
+    if cached is not None:
+        say(f"{name}: {len(texts):,} answers were in the store")
+        return cached
+    manifest = store.get_artifact(artifact, folder)
+    classifier = Classifier(
+        folder, max_sequence_length=manifest.max_sequence_length, threads=threads
+    )
+    logits = classifier.answer_all(texts, progress=Progress(name, len(texts)))
+    buffer = io.BytesIO()
+    np.save(buffer, logits, allow_pickle=False)
+    store.put_bytes(key, buffer.getvalue())
+    return logits
+
+
+def prediction_key(artifact: Digest, texts: Sequence[str]) -> str:
+    """Where the store keeps an artifact's answers to these texts on hardware like this."""
+    import onnxruntime
+    import tokenizers
+
+    features = machine.feature_key((onnxruntime.__version__, tokenizers.__version__))
+    parts = (artifact.split(":")[1], texts_digest(texts).split(":")[1], features)
+    return f"predictions/{'-'.join(parts)}.npy"
+
+
+def _cached(store: Store, key: str, *, count: int) -> Logits | None:
+    try:
+        raw = store.get_bytes(key)
+        if raw is None:
+            return None
+        logits: Logits = np.load(io.BytesIO(raw), allow_pickle=False)
+    except (JobError, ValueError, EOFError):
+        return None  # a cache that cannot be read is no cache
+    return logits if logits.ndim == 2 and len(logits) == count else None  # noqa: PLR2004 a matrix
