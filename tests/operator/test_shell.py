@@ -27,20 +27,20 @@ from kompakt.operator.store import Store
 from kompakt.operator.workqueue import WorkQueue
 
 
-def test_options_come_from_the_command_line_then_the_environment() -> None:
-    """The command line wins; numbers from the environment are numbers."""
+def test_options_come_from_the_command_line_alone() -> None:
+    """The variables that Kubernetes sets for a Service `kompakt-metrics` mean nothing; those of the
+    downward API say who and where we are.
+    """
     environment = {
-        "KOMPAKT_JOBS_IMAGE": "registry.example.com/jobs:2",
-        "KOMPAKT_WORKERS": "3",
-        "KOMPAKT_NAMESPACE": "a,b",
+        "KOMPAKT_METRICS_PORT": "tcp://10.96.177.203:8080",
         "POD_NAME": "operator-0",
         "POD_NAMESPACE": "system",
     }
 
-    options = parse_options(["--workers=5", "--log-format=text"], environment)
+    options = parse_options(["--workers=5", "--namespace=a,b"], environment)
 
-    assert options.pods.jobs_image == "registry.example.com/jobs:2"
     assert options.workers == 5
+    assert options.metrics_port == 8081
     assert options.namespaces == ("a", "b")
     assert (options.lease.identity, options.lease.namespace) == ("operator-0", "system")
     assert options.pods.runtime_class_name is None

@@ -75,6 +75,8 @@ class TextFormatter(logging.Formatter):
 def configure(level: str, style: str) -> None:
     """Send all logs to standard error. kopf speaks only when something is wrong."""
     handler = logging.StreamHandler(sys.stderr)
+    # kopf runs in a thread on purpose (see informer.py).
+    handler.addFilter(lambda record: not record.getMessage().startswith("OS signals are ignored"))
     handler.setFormatter(JsonFormatter() if style == "json" else TextFormatter())
     root = logging.getLogger()
     root.handlers[:] = [handler]

@@ -1,6 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What an installation sets: command line options, each with an environment variable of the same
-meaning.
+"""What an installation sets, by the command line alone.
+
+Not by the environment: in a namespace with a Service `kompakt-metrics`, Kubernetes itself sets
+`KOMPAKT_METRICS_PORT=tcp://…` in every pod.
 """
 
 from __future__ import annotations
@@ -50,8 +52,8 @@ class Options:
 
 
 def parse(arguments: Sequence[str] | None, environment: Mapping[str, str]) -> Options:
-    """Read the command line; what it leaves out comes from `KOMPAKT_*` variables, then from the
-    defaults.
+    """Read the command line. The downward API may say who and where this pod is: `POD_NAME`,
+    `POD_NAMESPACE`.
     """
     values = _parser(environment).parse_args(arguments)
     if not values.lease_duration > values.lease_renew_deadline > values.lease_retry_period > 0:
@@ -98,19 +100,11 @@ def _parser(environment: Mapping[str, str]) -> argparse.ArgumentParser:
         prog="kompakt-operator",
         description="Runs the compression lifecycle of NLP models in a Kubernetes cluster.",
         formatter_class=argparse.ArgumentDefaultsHelpFormatter,
-        epilog="Each may also come from the environment: --log-level from KOMPAKT_LOG_LEVEL.",
     )
 
     def add(flag: str, default: object, text: str, *, choices: Sequence[str] = ()) -> None:
-        variable = "KOMPAKT_" + flag.removeprefix("--").replace("-", "_").upper()
-        kind: Callable[[Any], Any] = type(default)
-        parser.add_argument(
-            flag,
-            default=kind(environment[variable]) if variable in environment else default,
-            type=kind,
-            help=text,
-            choices=choices or None,
-        )
+        kind: Callable[[str], Any] = type(default)
+        parser.add_argument(flag, default=default, type=kind, help=text, choices=choices or None)
 
     release = version("kompakt")
     # A restarted container of the same pod has the name of the dead one, and so goes on at once.
@@ -121,7 +115,7 @@ def _parser(environment: Mapping[str, str]) -> argparse.ArgumentParser:
     parser.add_argument(
         "--namespace",
         action="append",
-        default=[environment["KOMPAKT_NAMESPACE"]] if "KOMPAKT_NAMESPACE" in environment else [],
+        default=[],
         help="serve this namespace only (repeatable, or with commas); absent: the whole cluster",
     )
     add("--jobs-image", f"kompakt-jobs:{release}", "image of the Jobs")

@@ -5,9 +5,16 @@ from __future__ import annotations
 
 from typing import Final
 
-from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
+from prometheus_client import (
+    CollectorRegistry,
+    Counter,
+    Gauge,
+    Histogram,
+    disable_created_metrics,
+)
 from prometheus_client.process_collector import ProcessCollector
 
+disable_created_metrics()
 REGISTRY: Final = CollectorRegistry()
 ProcessCollector(registry=REGISTRY)
 
