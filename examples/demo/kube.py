@@ -46,9 +46,15 @@ class Kubectl:
 
 
 async def run_command(
-    command: Sequence[str], *, stdin: bytes | None = None, seconds: float = 60.0
+    command: Sequence[str],
+    *,
+    stdin: bytes | None = None,
+    seconds: float = 60.0,
+    watch: bool = False,
 ) -> str:
     """Run a program to its end and return its standard output.
+
+    With `watch`, what it says on standard error goes to the terminal as it comes.
 
     Raises DemoError, with the end of what it said, when it fails or takes too long.
     """
@@ -57,7 +63,7 @@ async def run_command(
         *command,
         stdin=asyncio.subprocess.DEVNULL if stdin is None else asyncio.subprocess.PIPE,
         stdout=asyncio.subprocess.PIPE,
-        stderr=asyncio.subprocess.PIPE,
+        stderr=None if watch else asyncio.subprocess.PIPE,
     )
     try:
         async with asyncio.timeout(seconds):
@@ -71,7 +77,7 @@ async def run_command(
                 process.kill()
             await process.wait()
     if process.returncode:
-        told = (err or out).decode(errors="replace").strip()[-600:]
+        told = (err or out or b"").decode(errors="replace").strip()[-600:]
         msg = f"`{shown}` failed: {told or f'exit code {process.returncode}'}"
         raise DemoError(msg)
     return out.decode(errors="replace")

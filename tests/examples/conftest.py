@@ -153,7 +153,8 @@ class World:
         spec = VariantRolloutSpec(
             policy_ref=LocalRef(name="sentiment"), candidate_ref=LocalRef(name="v")
         )
-        self.rollouts[name] = SeenRollout(name, "2026-01-01T00:00:00Z", status, spec)
+        created = old.created if old else f"2026-01-01T00:00:{len(self.rollouts):02d}Z"
+        self.rollouts[name] = SeenRollout(name, created, status, spec)
 
     def look(self, *, permille: int = 0, mirror: int = 0) -> Snapshot:
         """What is seen half a second later."""
