@@ -22,7 +22,7 @@ help: ## this list
 
 .PHONY: demo
 demo: $(VENV) ## a model's whole way, from policy to production and back, on a real cluster (KUBECONTEXT=, REGISTRY=)
-	$(BIN)/python examples/demo.py
+	$(BIN)/python -m examples.demo
 
 .PHONY: test
 test: check ## everything: checks, unit tests, then the slow ones and those on the local cluster
