@@ -132,6 +132,8 @@ class RouteState:
     message: str = ""
     spec: Mapping[str, Any] = field(default_factory=dict)
     """The spec as it lives: traffic can be moved even when the policy is gone."""
+    owners: tuple[Mapping[str, Any], ...] = ()
+    """Owner references as they live."""
 
 
 @dataclass(frozen=True)

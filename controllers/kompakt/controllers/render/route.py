@@ -107,11 +107,13 @@ def redirected(
     stable_variant_name: str,
 ) -> Manifest:
     """The live route of a policy that is gone, with its traffic on the stable variant: gateway,
-    host names and paths stay as they are.
+    host names, paths and owners stay as they are.
     """
     rules = live.spec.get("rules") or [{}]
     matches = {k: v for k, v in rules[0].items() if k not in {"filters", "backendRefs"}}
     meta = metadata(objects.route_name(policy_name), namespace, {names.POLICY_LABEL: policy_name})
+    if live.owners:
+        meta["ownerReferences"] = [dict(owner) for owner in live.owners]
     return {
         "apiVersion": API_VERSION,
         "kind": KIND,
@@ -146,6 +148,7 @@ def parse_route(live: Mapping[str, Any]) -> RouteState:
         accepted=accepted,
         message=message,
         spec=spec,
+        owners=tuple(meta.get("ownerReferences", ())),
     )
 
 
