@@ -14,8 +14,10 @@ from examples.demo.records import Bucket
 WIDTH: Final = 1040
 _LEFT: Final = 64
 _RIGHT: Final = 24
-_CHARACTER: Final = 6.2
+_CHARACTER: Final = 7.0
 """Width of a letter in a band, about."""
+_TIME_STEPS: Final = (5, 10, 15, 30, 60, 120, 300, 600)
+_TIME_TICKS: Final = 14
 COLOURS: Final = 6
 """Classes v0 … v5 of the style sheet."""
 
@@ -119,7 +121,7 @@ def timeline(
     begin = buckets[0].start
     end = buckets[-1].start + buckets[-1].seconds - begin
     x = Scale(0, end, _LEFT + 66, WIDTH - _RIGHT)
-    rate_top, rate_bottom, slow_top, slow_bottom = 24, 184, 218, 318
+    rate_top, rate_bottom, slow_top, slow_bottom = 40, 200, 234, 334
     busiest = max(sum(b.by_variant.values()) + b.failed for b in buckets)
     rate = Scale(0, max(1.0, 1.1 * busiest / buckets[0].seconds), rate_bottom, rate_top)
     slowest = max((1000 * b.p99 for b in buckets if b.p99 is not None), default=1.0)
@@ -135,21 +137,29 @@ def timeline(
         at = slow(threshold_ms)
         parts.append(
             f'<line class="limit" x1="{x.start}" x2="{x.end}" y1="{at}" y2="{at}"/>'
-            + _text("limit-text", x.end, at - 4, f"objective {threshold_ms:g} ms", anchor="end")
+            + _text("limit-text", x.start + 4, at - 4, f"objective {threshold_ms:g} ms")
         )
     bottom = slow_bottom + 16
     for lane in lanes:
         parts.append(_lane(lane, x, bottom))
         bottom += 26
-    for mark in marks:
+    free = [-1.0, -1.0]
+    for mark in sorted(marks, key=lambda m: m.start):
         at = x(mark.start)
+        half = _CHARACTER * len(mark.text) / 2
+        # Two rows of names: close ones must not cover each other.
+        row = 0 if at - half > free[0] else 1
+        free[row] = at + half + _CHARACTER
         parts.append(
             f'<line class="mark {mark.css}" x1="{at}" x2="{at}" y1="{rate_top - 6}" y2="{bottom}">'
             f"<title>{escape(mark.title or mark.text)}</title></line>"
-            + _text(f"mark-text {mark.css}", at, rate_top - 10, mark.text, anchor="middle")
+            + _text(
+                f"mark-text {mark.css}", at, rate_top - 26 + 12 * row, mark.text, anchor="middle"
+            )
         )
-    for tick in x.ticks(10):
-        label = f"{int(tick) // 60}:{int(tick) % 60:02d}"
+    step = next((s for s in _TIME_STEPS if end / s <= _TIME_TICKS), _TIME_STEPS[-1])
+    for tick in range(0, int(end) + 1, step):
+        label = f"{tick // 60}:{tick % 60:02d}"
         parts.append(_text("tick", x(tick), bottom + 14, label, anchor="middle"))
     return _svg(bottom + 24, parts, "Traffic, latency and verdicts over time")
 

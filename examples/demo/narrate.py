@@ -22,6 +22,7 @@ from kompakt.api.run import CompressionRunStatus, TargetResult, Trial
 Tone = Literal["plain", "good", "bad", "dim"]
 _TROUBLE = {"Stalled", "Held", "EnvironmentDegraded"}
 _TOLD_CONDITIONS = _TROUBLE | {"Ready", "VariantChosen", "Serving"}
+_JUDGED = {"Shadow", "Canary", "Watching"}
 _MEBI = 1 << 20
 
 
@@ -84,7 +85,7 @@ def describe_verdict(verdict: SloVerdict) -> str:
     words = f"{verdict.slo} {verdict.verdict}: {verdict.bad:,} of {verdict.total:,} bad"
     if verdict.low_basis_points is not None and verdict.high_basis_points is not None:
         low, high = verdict.low_basis_points / 100, verdict.high_basis_points / 100
-        words += f", surely between {low:.1f} and {high:.1f} %"
+        words += f", truly between {low:.1f} and {high:.1f} %"
     if verdict.limit_basis_points is not None:
         words += f", at most {verdict.limit_basis_points / 100:.1f} % allowed"
     return words
@@ -171,10 +172,12 @@ def _rollout(before: SeenRollout | None, now: SeenRollout, time: float) -> Itera
     old = before.status if before else None
     last = max((d.unix_milliseconds for d in old.decisions), default=0) if old else 0
     known = {(v.slo): v.verdict for v in old.verdicts} if old else {}
-    same_stage = before is not None and stage_name(before) == stage_name(now)
+    stage = stage_name(now)
+    # Evidence begins anew with a stage, and so do its verdicts; at the end nothing is judged.
+    anew = stage.partition("/")[0] in _JUDGED and (before is None or stage_name(before) != stage)
     for verdict in now.status.verdicts:
-        changed = known.get(verdict.slo) != verdict.verdict or not same_stage
-        if changed and verdict.verdict != "Undecided":
+        changed = known.get(verdict.slo) != verdict.verdict
+        if (changed or anew) and verdict.verdict != "Undecided":
             tone: Tone = "bad" if verdict.verdict == "Fail" else "good"
             yield Note(time, source, describe_verdict(verdict), tone)
     for d in now.status.decisions:

@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import groupby
 from pathlib import Path
 from typing import Any, Final
@@ -24,6 +24,7 @@ from kompakt.api.run import CompressionRunStatus
 _TEMPLATE: Final = "report.html.j2"
 _MEBI: Final = 1 << 20
 _BUCKETS: Final = 150
+_BEFORE_SECONDS: Final = 15.0
 
 
 @dataclass(frozen=True)
@@ -60,7 +61,7 @@ def render(story: Story) -> str:
     )
     names = variant_names(story)
     colours = {tag: index for index, tag in enumerate(names)}
-    first = min((r.sent for r in story.log.responses), default=story.started)
+    first = _first_of_interest(story)
     width = max(1.0, (story.ended - first) / _BUCKETS)
     chart = timeline(
         story.log.buckets(start=first, end=story.ended, seconds=width),
@@ -95,6 +96,13 @@ def variant_names(story: Story) -> dict[str, str]:
     return {variant_tag(v.spec.digest): v.spec.lineage.recipe or v.name for v in variants}
 
 
+def _first_of_interest(story: Story) -> float:
+    """Shortly before the first rollout; before it, nothing happens to the users for minutes."""
+    users = min((r.sent for r in story.log.responses), default=story.started)
+    rollouts = min((s.start for s in story.history.spans), default=users)
+    return max(users, rollouts - _BEFORE_SECONDS)
+
+
 def _dots(story: Story, colours: dict[str, int]) -> list[Dot]:
     dots: list[Dot] = []
     baseline = story.run.status.baseline
@@ -112,7 +120,6 @@ def _dots(story: Story, colours: dict[str, int]) -> list[Dot]:
                     counts.baseline_correct / counts.examples,
                     baseline.size_bytes / _MEBI,
                     colours.get(variant_tag(baseline.artifact_digest), 0),
-                    on_front=False,
                 )
             )
         chosen = trial.digest == story.report.promoted.digest
@@ -127,7 +134,11 @@ def _dots(story: Story, colours: dict[str, int]) -> list[Dot]:
                 on_front=trial.number in front,
             )
         )
-    return dots
+    # The operator's front is among its trials; the unchanged model is on it if none is as accurate.
+    return [
+        replace(dots[0], on_front=all(d.accuracy < dots[0].accuracy for d in dots[1:])),
+        *dots[1:],
+    ]
 
 
 def _lanes(story: Story, begin: float) -> Iterator[Lane]:

@@ -94,5 +94,5 @@ def test_a_verdict_is_told_with_its_counts() -> None:
     )
 
     assert describe_verdict(verdict) == (
-        "latency Fail: 300 of 1,200 bad, surely between 18.5 and 31.9 %, at most 5.0 % allowed"
+        "latency Fail: 300 of 1,200 bad, truly between 18.5 and 31.9 %, at most 5.0 % allowed"
     )
