@@ -236,6 +236,14 @@ async def test_a_compressed_body_gets_415(served: Any) -> None:
     assert answer.status == 415
 
 
+async def test_the_binary_extension_is_refused_in_words(served: Any) -> None:
+    """A client that sends binary tensors by default learns what to switch off."""
+    headers = {"inference-header-content-length": "5"}
+    answer = await served.call("POST", INFER, b'{"a":\x00\x01', headers)
+    assert answer.status == 400
+    assert "binary_data=False" in answer.json()["error"]
+
+
 async def test_a_chunked_body_is_put_together(served: Any) -> None:
     """The chunks' borders mean nothing."""
     chunks = [

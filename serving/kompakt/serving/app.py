@@ -79,7 +79,7 @@ class ModelService:
         gc.collect()
         gc.freeze()
         _log.info(
-            "ready: %s after %.2f s, %d threads", artifact.digest, seconds, self._settings.threads
+            "ready: %s after %.2f s, threads: %d", artifact.digest, seconds, self._settings.threads
         )
 
     async def stop(self) -> None:

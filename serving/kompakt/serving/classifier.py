@@ -9,6 +9,7 @@ always gets the same answer, and two variants can be compared request by request
 
 from __future__ import annotations
 
+import math
 import os
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -28,7 +29,7 @@ from tokenizers import Tokenizer
 _INPUTS: Final = ("input_ids", "attention_mask", "token_type_ids")
 _OUTPUT: Final = "logits"
 _WARM_UP_WORDS: Final = (1, 8, 16, 32, 64, 128, 256, 512)
-_WARM_UP_ROUNDS: Final = 3
+_WARM_UP_ROUNDS: Final = 2
 
 
 class NoTokensError(ValueError):
@@ -99,21 +100,22 @@ class Classifier:
         Raises NoTokensError for a text without tokens, ArithmeticError when the model's answer is
         not finite.
         """
-        logits = np.empty((len(texts), len(self.labels)), dtype=np.float64)
+        labels: list[str] = []
+        scores = np.empty((len(texts), len(self.labels)), dtype=np.float32)
         for index, text in enumerate(texts):
             encoding = self._tokenizer.encode(text)
             ids = encoding.ids
             if not ids:
                 raise NoTokensError(index)
-            logits[index] = self._run(ids, encoding.type_ids)
-        if not np.isfinite(logits).all():
-            raise ArithmeticError("the model's logits are not finite")
-        exponentials = np.exp(logits - logits.max(axis=1, keepdims=True))
-        scores = exponentials / exponentials.sum(axis=1, keepdims=True)
-        return Prediction(
-            labels=[self.labels[index] for index in logits.argmax(axis=1).tolist()],
-            scores=scores.astype(np.float32),
-        )
+            logits = self._run(ids, encoding.type_ids)
+            best = int(logits.argmax())
+            weights = np.exp(logits - logits[best])
+            total = float(weights.sum())
+            if not math.isfinite(total):
+                raise ArithmeticError(f"the model's logits for text {index} are not finite")
+            np.divide(weights, total, out=scores[index])
+            labels.append(self.labels[best])
+        return Prediction(labels, scores)
 
     def warm_up(self) -> None:
         """Run every length class a few times, so that the first caller pays for no allocation.
@@ -121,8 +123,8 @@ class Classifier:
         Raises ArtifactError when the model does not run, or has another number of labels than the
         manifest.
         """
-        for words in _WARM_UP_WORDS:
-            encoding = self._tokenizer.encode("a " * min(words, self.max_length))
+        for words in sorted({min(words, self.max_length) for words in _WARM_UP_WORDS}):
+            encoding = self._tokenizer.encode("a " * words)
             if not encoding.ids:
                 continue
             for _ in range(_WARM_UP_ROUNDS):

@@ -33,6 +33,7 @@ from kompakt.serving.asgi import (
 from kompakt.serving.classifier import NoTokensError, Prediction
 from kompakt.serving.metrics import Family, Histogram, Registry, Sampled
 from kompakt.serving.protocol import (
+    NO_BINARY,
     InvalidRequestError,
     parse_request,
     render_metadata,
@@ -42,6 +43,7 @@ from kompakt.serving.scheduler import DeadlineExceededError, QueueFullError, Sch
 
 VARIANT_HEADER: Final = b"x-kompakt-variant"
 DEADLINE_HEADER: Final = b"x-kompakt-deadline-ms"
+_BINARY_HEADER: Final = b"inference-header-content-length"
 _MAX_DEADLINE_MS: Final = 600_000
 _NS_PER_MS: Final = 1_000_000
 _SERVER_ERRORS: Final = 500
@@ -235,6 +237,7 @@ class Endpoint:
         labels: list[str] = []
         try:
             body = await read_body(scope, receive)
+            _refuse_binary(scope)
             request = parse_request(body, max_batch=self._limits.max_batch)
             deadline_ms = _deadline_ms(scope) or self._limits.default_deadline_ms
             try:
@@ -280,6 +283,11 @@ def _loaded(model: ServedModel | None) -> ServedModel:
 
 def _unavailable(message: str) -> HttpError:
     return HttpError(503, message, (b"retry-after", b"1"))
+
+
+def _refuse_binary(scope: Scope) -> None:
+    if header(scope, _BINARY_HEADER) is not None:
+        raise InvalidRequestError(f"header {_BINARY_HEADER.decode()}: {NO_BINARY}")
 
 
 def _deadline_ms(scope: Scope) -> int | None:

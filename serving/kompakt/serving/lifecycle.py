@@ -13,6 +13,7 @@ import asyncio
 import contextlib
 import ctypes
 import logging
+import os
 import signal
 import socket
 import struct
@@ -132,9 +133,12 @@ def listen(host: str, port: int) -> socket.socket:
         return socket.create_server(
             (host, port), family=family, backlog=BACKLOG, dualstack_ipv6=host == "::"
         )
+    except socket.gaierror as error:
+        raise StartupError(f"--host {host} is no address ({error.strerror})") from error
     except OSError as error:
         raise StartupError(
-            f"cannot listen on {host}:{port} ({error.strerror}): choose another --host or --port"
+            f"cannot listen on {host}:{port} ({os.strerror(error.errno or 0)}): "
+            "choose another --host or --port"
         ) from error
 
 

@@ -28,6 +28,6 @@ def configure() -> None:
     """Send everything from INFO up to stderr."""
     handler = logging.StreamHandler()
     handler.setFormatter(_JsonLines())
-    logging.basicConfig(level=logging.INFO, handlers=[handler], force=True)
+    logging.basicConfig(level=logging.INFO, handlers=[handler])
     # Its start and stop lines repeat ours; a caller's broken HTTP is the caller's business.
     logging.getLogger("uvicorn.error").setLevel(logging.ERROR)

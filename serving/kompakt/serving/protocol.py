@@ -21,6 +21,9 @@ INPUT: Final = "text"
 LABEL: Final = "label"
 SCORES: Final = "scores"
 OUTPUTS: Final = (LABEL, SCORES)
+NO_BINARY: Final = (
+    "binary tensors are not supported; send `data` as JSON (tritonclient: binary_data=False)"
+)
 _EXAMPLE: Final = '{"inputs": [{"name": "text", "shape": [1], "datatype": "BYTES", "data": ["…"]}]}'
 
 
@@ -144,10 +147,7 @@ def _texts(tensor: dict[str, Any], max_batch: int) -> list[str]:
         )
     parameters = tensor.get("parameters")
     if isinstance(parameters, dict) and "binary_data_size" in parameters:
-        raise InvalidRequestError(
-            "inputs[0].parameters.binary_data_size: binary tensors are not supported; "
-            "send `data` as JSON (tritonclient: binary_data=False)"
-        )
+        raise InvalidRequestError(f"inputs[0].parameters.binary_data_size: {NO_BINARY}")
     count = _count(tensor.get("shape"), max_batch)
     data = tensor.get("data")
     if not isinstance(data, list):
