@@ -61,13 +61,15 @@ def import_model(task: ImportTask, place: Workplace) -> ImportResult:
 
         torch.set_num_threads(place.threads)
     with place.stage("load and export"):
-        model = load.load(checkpoint)
-        export.export(model, artifact / MODEL_NAME)
+        encoder = load.load(checkpoint)
+        names_in = checkpoint.architecture.input_names
+        export.export(encoder, artifact / MODEL_NAME, input_names=names_in)
     with place.stage("parity"):
         largest = export.parity(
-            model,
+            encoder,
             artifact / MODEL_NAME,
             tokenizer.encode_batch(texts),
+            input_names=names_in,
             pad_id=pad_id(checkpoint.config),
             threads=place.threads,
         )
@@ -91,7 +93,7 @@ def import_model(task: ImportTask, place: Workplace) -> ImportResult:
         source_digest=source_digest,
         artifact_digest=digest,
         size_bytes=manifest.size_bytes,
-        parameters=model.parameters,
+        parameters=encoder.parameter_count,
         labels=list(checkpoint.labels)[:LABELS_IN_RESULT],
         data_digests={role: dataset.digest for role, dataset in data.items()},
         data_examples={role: len(dataset.examples) for role, dataset in data.items()},

@@ -39,7 +39,7 @@ from kompakt.jobs.result import shorten
 from kompakt.jobs.task import Workplace
 
 if TYPE_CHECKING:
-    from kompakt.jobs.models.load import TorchModel
+    from kompakt.jobs.models.encoder import Encoder
 
 STEPS_VERSION = 1
 """Part of every key: raised when a step's code gives another result for the same input."""
@@ -133,7 +133,7 @@ class _Chain:
         }
         self._source_folder = place.scratch / "source"
         place.store.get_checkpoint(task.checkpoint_digest, self._source_folder)
-        origin = checkpoint.inspect(
+        self._origin = checkpoint.inspect(
             self._source_folder, origin=f"checkpoint {task.checkpoint_digest}"
         )
         labelled = source.label_field is not None
@@ -144,8 +144,8 @@ class _Chain:
                 place.scratch / "baseline" / TOKENIZER_NAME,
                 max_sequence_length=manifest.max_sequence_length,
             ),
-            input_names=origin.architecture.input_names,
-            pad_id=text.pad_id(origin.config),
+            input_names=self._origin.architecture.input_names,
+            pad_id=text.pad_id(self._origin.config),
             seed=task.seed,
             teacher=lambda texts: logits_of(
                 task.baseline_digest,
@@ -164,24 +164,25 @@ class _Chain:
         done, folder, notes = self._resume(keys)
         place = self._place
         with place.stage("load"):
-            model = self._load.load(self._checkpoint.inspect(folder, origin=str(folder.name)))
+            encoder = self._load.load(self._checkpoint.inspect(folder, origin=folder.name))
         for number in range(done, len(steps)):
             step = steps[number]
-            self.data.keep = lambda: self._store(model)
+            self.data.keep = lambda: self._store(encoder)
             with place.stage(name_of(step)):
-                notes.append(torch_step(step).apply(model, self.data))
+                notes.append(torch_step(step).apply(encoder, self.data))
             with place.stage(f"store after {name_of(step)}"):
                 place.store.put_json(
                     f"steps/{keys[number]}",
-                    {"checkpoint": self._store(model), "notes": notes},
+                    {"checkpoint": self._store(encoder), "notes": notes},
                 )
         with place.stage("export"):
-            self._export.export(model, graph)
+            self._export.export(encoder, graph, input_names=self.data.input_names)
             texts = sorted(self.data.order()[:PARITY_TEXTS])
             largest = self._export.parity(
-                model,
+                encoder,
                 graph,
                 [self.data.encodings[index] for index in texts],
+                input_names=self.data.input_names,
                 pad_id=self.data.pad_id,
                 threads=place.threads,
             )
@@ -222,10 +223,10 @@ class _Chain:
             return number, folder, list(entry.get("notes", []))
         return 0, self._source_folder, []
 
-    def _store(self, model: TorchModel) -> Digest:
+    def _store(self, encoder: Encoder) -> Digest:
         folder = self._place.scratch / "checkpoint"
         shutil.rmtree(folder, ignore_errors=True)
-        names = self._load.save(model, self._source_folder, folder)
+        names = self._load.save(encoder, self._origin, folder)
         return self._place.store.put_checkpoint(folder, names)
 
 

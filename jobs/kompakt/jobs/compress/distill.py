@@ -21,7 +21,7 @@ from kompakt.api.recipe import Distill
 from kompakt.jobs.compress.steps import TorchStep
 from kompakt.jobs.compress.training import Batch, TrainingData
 from kompakt.jobs.errors import StepInvalid, TrainingDiverged
-from kompakt.jobs.models.load import TorchModel
+from kompakt.jobs.models.encoder import Encoder
 from kompakt.jobs.progress import Progress
 
 LEAST_TEXTS = 32
@@ -52,7 +52,7 @@ class DistillLogits(TorchStep):
         self._parameters = parameters
 
     @override
-    def apply(self, model: TorchModel, data: TrainingData) -> str:
+    def apply(self, encoder: Encoder, data: TrainingData) -> str:
         if len(data) < LEAST_TEXTS:
             raise StepInvalid(
                 f"distill needs at least {LEAST_TEXTS} training texts; {data.dataset.uri} has"
@@ -66,13 +66,13 @@ class DistillLogits(TorchStep):
         shown = [pool[i % len(pool)] for i in range(parameters.examples)]
         targets = self._targets(data, [*dict.fromkeys(shown), *held_out])
 
-        trainable = _unfreeze(model)
+        trainable = _unfreeze(encoder)
         optimizer = torch.optim.AdamW(
             trainable.values(), lr=0.0, weight_decay=WEIGHT_DECAY, fused=True
         )
         batches = _shuffled(data, shown, size=parameters.batch_size)
         checks = list(data.batches(held_out, parameters.batch_size))
-        best = _Best(self._held_out_loss(model, checks, targets), _copy(trainable))
+        best = _Best(self._held_out_loss(encoder, checks, targets), _copy(trainable))
         start = best.loss
         losses = [start]
         progress = Progress("distill", len(shown))
@@ -81,22 +81,22 @@ class DistillLogits(TorchStep):
             rate = parameters.learning_rate_micros / 1e6 * _schedule(number, len(batches))
             for group in optimizer.param_groups:
                 group["lr"] = rate
-            loss = self._loss(model.logits(batch.inputs), targets, batch)
+            loss = self._loss(encoder(**batch.inputs), targets, batch)
             value = float(loss.detach())
             if not math.isfinite(value):
-                self._give_up(model, data, best, f"the loss is {value} after {number} steps")
+                self._give_up(encoder, data, best, f"the loss is {value} after {number} steps")
             loss.backward()
             nn.utils.clip_grad_norm_(trainable.values(), LARGEST_GRADIENT)
             optimizer.step()
             optimizer.zero_grad(set_to_none=True)
             progress.advance(len(batch.indices), note=f"loss {value:.4f}")
             if (number + 1) % check_every == 0 or number + 1 == len(batches):
-                losses.append(self._held_out_loss(model, checks, targets))
+                losses.append(self._held_out_loss(encoder, checks, targets))
                 if losses[-1] <= best.loss:
                     best = _Best(losses[-1], _copy(trainable))
         if not losses[-1] <= max(start * WORSE_FACTOR, start + WORSE_BY):
             why = f"the loss on held-out texts went from {start:.4f} to {losses[-1]:.4f}"
-            self._give_up(model, data, best, why)
+            self._give_up(encoder, data, best, why)
         _restore(trainable, best.state)
         data.details["distill"] = {
             "textsShown": len(shown),
@@ -121,12 +121,12 @@ class DistillLogits(TorchStep):
         return divergence * self._temperature**2
 
     def _held_out_loss(
-        self, model: TorchModel, batches: Sequence[Batch], targets: dict[int, torch.Tensor]
+        self, encoder: Encoder, batches: Sequence[Batch], targets: dict[int, torch.Tensor]
     ) -> float:
         total = 0.0
         with torch.no_grad():
             for batch in batches:
-                loss = self._loss(model.logits(batch.inputs), targets, batch)
+                loss = self._loss(encoder(**batch.inputs), targets, batch)
                 total += float(loss) * len(batch.indices)
         return total / sum(len(batch.indices) for batch in batches)
 
@@ -134,8 +134,8 @@ class DistillLogits(TorchStep):
     def _temperature(self) -> float:
         return self._parameters.temperature_permille / 1000
 
-    def _give_up(self, model: TorchModel, data: TrainingData, best: _Best, why: str) -> None:
-        _restore(dict(model.module.named_parameters()), best.state)
+    def _give_up(self, encoder: Encoder, data: TrainingData, best: _Best, why: str) -> None:
+        _restore(dict(encoder.named_parameters()), best.state)
         kept = f"; the best model so far is the checkpoint {data.keep()}" if data.keep else ""
         raise TrainingDiverged(
             f"distillation failed: {why}; lower learningRateMicros (now"
@@ -168,15 +168,11 @@ def _passes(shown: Sequence[int]) -> Iterator[Sequence[int]]:
         yield shown[start : start + distinct]
 
 
-def _unfreeze(model: TorchModel) -> dict[str, nn.Parameter]:
-    """The parameters that learn."""
-    trainable = {}
-    for name, parameter in model.module.named_parameters():
-        learns = not name.startswith(model.architecture.frozen)
-        parameter.requires_grad_(learns)
-        if learns:
-            trainable[name] = parameter
-    return trainable
+def _unfreeze(encoder: Encoder) -> dict[str, nn.Parameter]:
+    """The parameters that learn: all but the embedding tables."""
+    for table in encoder.tables:
+        table.requires_grad_(False)
+    return {name: p for name, p in encoder.named_parameters() if p.requires_grad}
 
 
 def _copy(parameters: dict[str, nn.Parameter]) -> dict[str, torch.Tensor]:

@@ -24,7 +24,7 @@ from kompakt.api.recipe import Prune
 from kompakt.jobs.compress.steps import TorchStep
 from kompakt.jobs.compress.training import Batch, TrainingData
 from kompakt.jobs.errors import StepInvalid
-from kompakt.jobs.models.load import FeedForward, TorchModel, replace_neurons
+from kompakt.jobs.models.encoder import Encoder, Layer
 
 BATCH = 16
 LEAST_NEURONS = 32
@@ -42,19 +42,19 @@ class PruneFeedForward(TorchStep):
         self._parameters = parameters
 
     @override
-    def apply(self, model: TorchModel, data: TrainingData) -> str:
+    def apply(self, encoder: Encoder, data: TrainingData) -> str:
         chosen = data.order()[: self._parameters.samples]
-        before = [ffn.size for ffn in model.feed_forwards()]
+        before = [layer.ffn_size for layer in encoder.encoder_layers()]
         if min(before) < LEAST_NEURONS:
             raise StepInvalid(
                 f"prune needs layers of at least {LEAST_NEURONS} FFN neurons; this model has"
                 f" {min(before)}"
             )
         batches = list(data.batches(chosen, BATCH))
-        importance = fisher_importance(model, batches, labels=data.labels)
+        importance = fisher_importance(encoder, batches, labels=data.labels)
         kept = choose(importance, keep_permille=self._parameters.ffn_keep_permille)
-        error = shrink(model, kept, batches)
-        sizes = [ffn.size for ffn in model.feed_forwards()]
+        error = shrink(encoder, kept, batches)
+        sizes = [layer.ffn_size for layer in encoder.encoder_layers()]
         data.details["prune"] = {
             "samples": len(chosen),
             "labelled": data.labels is not None,
@@ -66,18 +66,18 @@ class PruneFeedForward(TorchStep):
 
 
 def fisher_importance(
-    model: TorchModel, batches: Sequence[Batch], *, labels: Sequence[int] | None
+    encoder: Encoder, batches: Sequence[Batch], *, labels: Sequence[int] | None
 ) -> list[torch.Tensor]:
     """For each layer, the summed squared gradient of the loss by each neuron's gate."""
-    layers = model.feed_forwards()
-    sums = [torch.zeros(ffn.size) for ffn in layers]
-    with frozen(model.module):
+    layers = encoder.encoder_layers()
+    sums = [torch.zeros(layer.ffn_size) for layer in layers]
+    with frozen(encoder):
         for batch in batches:
             rows = len(batch.indices)
             # One gate for each sample and neuron gives the gradient sample by sample in one pass.
-            gates = [torch.ones(rows, 1, ffn.size, requires_grad=True) for ffn in layers]
+            gates = [torch.ones(rows, 1, layer.ffn_size, requires_grad=True) for layer in layers]
             with _input_hooks(layers, _multiply_by(gates)):
-                logits = model.logits(batch.inputs)
+                logits = encoder(**batch.inputs)
             target = (
                 logits.detach().argmax(dim=1)
                 if labels is None
@@ -107,22 +107,22 @@ def choose(importance: Sequence[torch.Tensor], *, keep_permille: int) -> list[to
 
 
 def shrink(
-    model: TorchModel, kept: Sequence[torch.Tensor], batches: Sequence[Batch] = ()
+    encoder: Encoder, kept: Sequence[torch.Tensor], batches: Sequence[Batch] = ()
 ) -> list[float]:
     """Takes all other neurons out; with batches, refits what reads the kept ones.
 
     Returns how far each layer's output is from what it was, relative to its size, over the batches.
     """
-    layers = model.feed_forwards()
-    statistics = _collect(model, layers, kept, batches) if batches else []
+    layers = encoder.encoder_layers()
+    statistics = _collect(encoder, layers, kept, batches) if batches else []
     errors = []
     with torch.no_grad():
-        for number, (ffn, keep) in enumerate(zip(layers, kept, strict=True)):
-            down = ffn.down.weight[:, keep]
-            if statistics and len(keep) < ffn.size:
+        for number, (layer, keep) in enumerate(zip(layers, kept, strict=True)):
+            down = layer.down.weight[:, keep]
+            if statistics and len(keep) < layer.ffn_size:
                 down, error = statistics[number].fit(down)
                 errors.append(error)
-            replace_neurons(ffn, up=ffn.up.weight[keep], up_bias=ffn.up.bias[keep], down=down)
+            layer.replace_neurons(up=layer.up.weight[keep], up_bias=layer.up.bias[keep], down=down)
     return errors
 
 
@@ -159,17 +159,17 @@ class _Normal:
 
 
 def _collect(
-    model: TorchModel,
-    layers: Sequence[FeedForward],
+    encoder: Encoder,
+    layers: Sequence[Layer],
     kept: Sequence[torch.Tensor],
     batches: Sequence[Batch],
 ) -> list[_Normal]:
     sums = [
         _Normal(
             gram=torch.zeros(len(keep), len(keep)),
-            moment=torch.zeros(len(keep), ffn.down.out_features),
+            moment=torch.zeros(len(keep), layer.down.out_features),
         )
-        for ffn, keep in zip(layers, kept, strict=True)
+        for layer, keep in zip(layers, kept, strict=True)
     ]
     with torch.no_grad():
         for batch in batches:
@@ -181,7 +181,7 @@ def _collect(
                 sums[number].add(values[:, kept[number]], output)
 
             with _input_hooks(layers, add):
-                model.logits(batch.inputs)
+                encoder(**batch.inputs)
     return sums
 
 
@@ -190,7 +190,7 @@ def _multiply_by(gates: Sequence[torch.Tensor]) -> Any:
 
 
 @contextmanager
-def _input_hooks(layers: Sequence[FeedForward], function: Any) -> Iterator[None]:
+def _input_hooks(layers: Sequence[Layer], function: Any) -> Iterator[None]:
     """Calls `function(layer number, its neurons)`; what it returns replaces the neurons."""
 
     def hook(number: int) -> Any:
@@ -201,7 +201,7 @@ def _input_hooks(layers: Sequence[FeedForward], function: Any) -> Iterator[None]
         return before
 
     handles = [
-        ffn.down.register_forward_pre_hook(hook(number)) for number, ffn in enumerate(layers)
+        layer.down.register_forward_pre_hook(hook(number)) for number, layer in enumerate(layers)
     ]
     try:
         yield

@@ -17,13 +17,13 @@ from kompakt.jobs.errors import StepInvalid
 
 if TYPE_CHECKING:
     from kompakt.jobs.compress.training import TrainingData
-    from kompakt.jobs.models.load import TorchModel
+    from kompakt.jobs.models.encoder import Encoder
 
 
 class TorchStep(Protocol):
     """Changes a model in torch."""
 
-    def apply(self, model: TorchModel, data: TrainingData) -> str:
+    def apply(self, encoder: Encoder, data: TrainingData) -> str:
         """Works on the model in place; returns what it did, for people."""
 
 

@@ -1,96 +1,172 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The encoder architectures that Kompakt understands, and where their parts are. No torch here.
+"""The encoder architectures that Kompakt understands, as tables of names. No torch here.
 
-One entry serves the whole way: which inputs the graph has, which names the weights carry, where the
-FFN's matrices are. An architecture is added by adding an entry and its tests.
+BERT, RoBERTa, DistilBERT and ELECTRA compute the same: embeddings, layers of attention and a
+feed-forward network with the norm after each, and a head of two matrices on the first token. They
+differ in what their weights are called and in a few settings. One `Encoder` serves them all; an
+architecture is added by a table here and its row in the test against transformers.
 """
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass
+from types import MappingProxyType
 
 FFN_SIZES_KEY = "kompakt_ffn_sizes"
-"""Key in config.json with the number of FFN neurons of each layer, once they differ."""
+"""Key in config.json with the FFN neurons of each layer, once they differ. For people: the sizes
+that count are those of the weights."""
 
 
 @dataclass(frozen=True)
 class Architecture:
-    """Names within one family of models (`config.model_type`)."""
+    """What one family of checkpoints (`config.model_type`) calls things."""
 
     model_type: str
     class_name: str
     """The one head that is supported."""
-    layers: str
-    """Dotted path to the list of encoder layers."""
-    ffn_up: str
-    """Within a layer: the matrix that makes the neurons."""
-    ffn_down: str
-    """Within a layer: the matrix that reads them."""
-    ffn_size_key: str
-    """Key in config.json."""
-    layer_count_key: str
-    head_weight: str
-    """The weight with one row for each label."""
-    frozen: tuple[str, ...]
-    """Embedding tables: too large to train on few texts, and most rows would never be seen."""
+    modules: MappingProxyType[str, str]
+    """From the encoder's names to the checkpoint's; `{}` is the number of the layer."""
+    head_activation: str
+    heads_key: str = "num_attention_heads"
+    activation_key: str = "hidden_act"
+    ffn_size_key: str = "intermediate_size"
+    norm_epsilon: float = 1e-12
+    """Where config.json has no `layer_norm_eps`."""
     token_type_ids: bool = False
     """Whether the graph takes them."""
-    position_offset: int = 0
-    """Positions that no token can have (RoBERTa counts from the padding index)."""
+    first_position: int = 0
+    """RoBERTa counts positions from behind its padding index."""
 
     @property
     def input_names(self) -> tuple[str, ...]:
-        """Inputs of the exported graph, in the order of the model's forward."""
+        """Inputs of the exported graph, in the order of the encoder's forward."""
         names = ("input_ids", "attention_mask")
         return (*names, "token_type_ids") if self.token_type_ids else names
 
+    def ours(self, names: Iterable[str]) -> dict[str, str]:
+        """From a checkpoint's weights to the encoder's, for all that the encoder has."""
+        known: dict[str, str] = {}
+        patterns = {theirs: ours for ours, theirs in self.modules.items()}
+        for name in names:
+            module, _, kind = name.rpartition(".")
+            parts = module.split(".")
+            # The layer's number is the one part that is a number.
+            number = next((part for part in parts if part.isdigit()), "")
+            pattern = ".".join("{}" if part.isdigit() else part for part in parts)
+            if pattern in patterns:
+                # Checkpoints of 2018 call a norm's numbers gamma and beta.
+                kind = {"gamma": "weight", "beta": "bias"}.get(kind, kind)
+                known[name] = f"{patterns[pattern].format(number)}.{kind}"
+        return known
 
-_BERT = Architecture(
+    def theirs(self, name: str) -> str:
+        """From one of the encoder's weights to what a checkpoint calls it."""
+        module, _, kind = name.rpartition(".")
+        parts = module.split(".")
+        number = next((part for part in parts if part.isdigit()), "")
+        pattern = ".".join("{}" if part.isdigit() else part for part in parts)
+        return f"{self.modules[pattern].format(number)}.{kind}"
+
+
+def _modules(
+    *, embeddings: str, layer: str, inside: dict[str, str], head: tuple[str, str]
+) -> MappingProxyType[str, str]:
+    names = {
+        "word": f"{embeddings}.word_embeddings",
+        "position": f"{embeddings}.position_embeddings",
+        "token_type": f"{embeddings}.token_type_embeddings",
+        "embedding_norm": f"{embeddings}.LayerNorm",
+        "projection": f"{embeddings}_project",
+        "head": head[0],
+        "out": head[1],
+    }
+    return MappingProxyType(names | {f"layers.{{}}.{k}": f"{layer}.{v}" for k, v in inside.items()})
+
+
+_BERT_LAYER = {
+    "query": "attention.self.query",
+    "key": "attention.self.key",
+    "value": "attention.self.value",
+    "attended": "attention.output.dense",
+    "attention_norm": "attention.output.LayerNorm",
+    "up": "intermediate.dense",
+    "down": "output.dense",
+    "norm": "output.LayerNorm",
+}
+_DISTILBERT_LAYER = {
+    "query": "attention.q_lin",
+    "key": "attention.k_lin",
+    "value": "attention.v_lin",
+    "attended": "attention.out_lin",
+    "attention_norm": "sa_layer_norm",
+    "up": "ffn.lin1",
+    "down": "ffn.lin2",
+    "norm": "output_layer_norm",
+}
+
+BERT = Architecture(
     model_type="bert",
     class_name="BertForSequenceClassification",
-    layers="bert.encoder.layer",
-    ffn_up="intermediate.dense",
-    ffn_down="output.dense",
-    ffn_size_key="intermediate_size",
-    layer_count_key="num_hidden_layers",
-    head_weight="classifier.weight",
-    frozen=("bert.embeddings.word_embeddings", "bert.embeddings.position_embeddings"),
+    modules=_modules(
+        embeddings="bert.embeddings",
+        layer="bert.encoder.layer.{}",
+        inside=_BERT_LAYER,
+        head=("bert.pooler.dense", "classifier"),
+    ),
+    head_activation="tanh",
     token_type_ids=True,
 )
-_ROBERTA = Architecture(
+ROBERTA = Architecture(
     model_type="roberta",
     class_name="RobertaForSequenceClassification",
-    layers="roberta.encoder.layer",
-    ffn_up="intermediate.dense",
-    ffn_down="output.dense",
-    ffn_size_key="intermediate_size",
-    layer_count_key="num_hidden_layers",
-    head_weight="classifier.out_proj.weight",
-    frozen=("roberta.embeddings.word_embeddings", "roberta.embeddings.position_embeddings"),
-    position_offset=2,
+    modules=_modules(
+        embeddings="roberta.embeddings",
+        layer="roberta.encoder.layer.{}",
+        inside=_BERT_LAYER,
+        head=("classifier.dense", "classifier.out_proj"),
+    ),
+    head_activation="tanh",
+    first_position=2,
 )
-_DISTILBERT = Architecture(
+DISTILBERT = Architecture(
     model_type="distilbert",
     class_name="DistilBertForSequenceClassification",
-    layers="distilbert.transformer.layer",
-    ffn_up="ffn.lin1",
-    ffn_down="ffn.lin2",
+    modules=_modules(
+        embeddings="distilbert.embeddings",
+        layer="distilbert.transformer.layer.{}",
+        inside=_DISTILBERT_LAYER,
+        head=("pre_classifier", "classifier"),
+    ),
+    head_activation="relu",
+    heads_key="n_heads",
+    activation_key="activation",
     ffn_size_key="hidden_dim",
-    layer_count_key="n_layers",
-    head_weight="classifier.weight",
-    frozen=("distilbert.embeddings.word_embeddings", "distilbert.embeddings.position_embeddings"),
 )
-_ELECTRA = Architecture(
+ELECTRA = Architecture(
     model_type="electra",
     class_name="ElectraForSequenceClassification",
-    layers="electra.encoder.layer",
-    ffn_up="intermediate.dense",
-    ffn_down="output.dense",
-    ffn_size_key="intermediate_size",
-    layer_count_key="num_hidden_layers",
-    head_weight="classifier.out_proj.weight",
-    frozen=("electra.embeddings.word_embeddings", "electra.embeddings.position_embeddings"),
+    modules=_modules(
+        embeddings="electra.embeddings",
+        layer="electra.encoder.layer.{}",
+        inside=_BERT_LAYER,
+        head=("classifier.dense", "classifier.out_proj"),
+    ),
+    head_activation="gelu",
     token_type_ids=True,
 )
 
-ARCHITECTURES = {a.model_type: a for a in (_BERT, _ROBERTA, _DISTILBERT, _ELECTRA)}
+ARCHITECTURES = {a.model_type: a for a in (BERT, ROBERTA, DISTILBERT, ELECTRA)}
+ACTIVATIONS = ("gelu", "gelu_new", "gelu_pytorch_tanh", "relu", "silu", "tanh")
+"""Names in config.json that the encoder knows."""
+UNUSED_WEIGHTS = (
+    ".position_ids",
+    ".token_type_ids",
+    "cls.",
+    "lm_head.",
+    "qa_outputs.",
+    "discriminator_predictions.",
+    "roberta.pooler.",
+    "vocab_",
+)
+"""Parts of names of weights that a classifier has no use for: buffers, and heads of pretraining."""

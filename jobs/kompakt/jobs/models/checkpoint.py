@@ -8,12 +8,18 @@ it is found from the config and from the headers of the weight files, in millise
 from __future__ import annotations
 
 import json
+import math
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from kompakt.jobs.errors import ModelUnsupported, SourceUnreadable, UnsafeFormat
-from kompakt.jobs.models.architectures import ARCHITECTURES, FFN_SIZES_KEY, Architecture
+from kompakt.jobs.models.architectures import (
+    ACTIVATIONS,
+    ARCHITECTURES,
+    UNUSED_WEIGHTS,
+    Architecture,
+)
 
 CONFIG_NAME = "config.json"
 WEIGHTS_NAME = "model.safetensors"
@@ -50,14 +56,27 @@ class Checkpoint:
     architecture: Architecture
     config: dict[str, Any]
     labels: tuple[str, ...]
-    parameters: int
+    shapes: dict[str, tuple[int, ...]]
+    """Of every weight in the files."""
+    names: dict[str, str]
+    """From the weights that the encoder has to what it calls them."""
+    heads: int
+    activation: str
 
     @property
     def ffn_sizes(self) -> tuple[int, ...]:
-        """FFN neurons of each layer."""
-        uniform = [self.config[self.architecture.ffn_size_key]]
-        layers = int(self.config[self.architecture.layer_count_key])
-        return tuple(self.config.get(FFN_SIZES_KEY) or uniform * layers)
+        """FFN neurons of each layer, as the weights have them."""
+        ups = {
+            int(ours.split(".")[1]): self.shapes[theirs][0]
+            for theirs, ours in self.names.items()
+            if ours.endswith(".up.weight")
+        }
+        return tuple(ups[number] for number in sorted(ups))
+
+    @property
+    def parameters(self) -> int:
+        """How many numbers the encoder has."""
+        return sum(math.prod(self.shapes[name]) for name in self.names)
 
 
 def file_names(folder: Path) -> list[str]:
@@ -75,48 +94,31 @@ def inspect(folder: Path, *, origin: str) -> Checkpoint:
     config = read_config(folder, origin=origin)
     architecture = _architecture(config, origin=origin)
     shapes = _weight_shapes(folder, origin=origin)
-    labels = _labels(config, origin=origin)
-    # transformers would fill a missing head with random numbers, and the model would answer noise.
-    head = shapes.get(architecture.head_weight)
-    if head is None:
-        raise ModelUnsupported(
-            f"{origin} has no classification head ({architecture.head_weight} is missing in its"
-            " weights): it is a"
-            " base model; fine-tune it for classification first"
-        )
-    if head[0] != len(labels):
-        raise ModelUnsupported(
-            f"{origin} names {len(labels)} labels in config.json, but its head has {head[0]}"
-            " outputs; correct"
-            " id2label"
-        )
-    parameters = sum(_product(shape) for shape in shapes.values())
-    if parameters > MAX_PARAMETERS:
-        raise ModelUnsupported(
-            f"{origin} has {parameters:,} parameters; up to {MAX_PARAMETERS:,} fit into one ONNX"
-            " file"
-        )
     if not any((folder / name).is_file() for name in TOKENIZER_FILES):
         raise SourceUnreadable(
             f"{origin} has no tokenizer (none of {', '.join(TOKENIZER_FILES)}); save it beside the"
-            " model with"
-            " tokenizer.save_pretrained(folder)"
+            " model with tokenizer.save_pretrained(folder)"
         )
-    return Checkpoint(
+    checkpoint = Checkpoint(
         folder=folder,
         architecture=architecture,
         config=config,
-        labels=labels,
-        parameters=parameters,
+        labels=_labels(config, origin=origin),
+        shapes=shapes,
+        names=architecture.ours(shapes),
+        heads=int(config.get(architecture.heads_key, 0)),
+        activation=str(config.get(architecture.activation_key, "gelu")),
     )
+    _check_weights(checkpoint, origin=origin)
+    _check_settings(checkpoint, origin=origin)
+    return checkpoint
 
 
 def check_length(checkpoint: Checkpoint, max_sequence_length: int, *, origin: str) -> None:
     """Refuses inputs longer than the model has positions for."""
-    positions = checkpoint.config.get("max_position_embeddings")
-    if positions is None:
-        return
-    longest = int(positions) - checkpoint.architecture.position_offset
+    architecture = checkpoint.architecture
+    positions = checkpoint.shapes[architecture.theirs("position.weight")][0]
+    longest = positions - architecture.first_position
     if max_sequence_length > longest:
         raise ModelUnsupported(
             f"model.maxSequenceLength is {max_sequence_length}, but {origin} has positions for"
@@ -220,8 +222,78 @@ def _weight_shapes(folder: Path, *, origin: str) -> dict[str, tuple[int, ...]]:
     return shapes
 
 
-def _product(shape: tuple[int, ...]) -> int:
-    result = 1
-    for size in shape:
-        result *= size
-    return result
+def _check_weights(checkpoint: Checkpoint, *, origin: str) -> None:
+    """Every weight is there, and none that would change the answers without our knowing."""
+    architecture, found = checkpoint.architecture, set(checkpoint.names.values())
+    # transformers would fill a missing head with random numbers, and the model would answer noise.
+    if "out.weight" not in found or "head.weight" not in found:
+        missing = architecture.theirs("out.weight" if "head.weight" in found else "head.weight")
+        raise ModelUnsupported(
+            f"{origin} has no classification head ({missing} is missing in its weights): it is a"
+            " base model; fine-tune it for classification first"
+        )
+    outputs = checkpoint.shapes[architecture.theirs("out.weight")][0]
+    if outputs != len(checkpoint.labels):
+        raise ModelUnsupported(
+            f"{origin} names {len(checkpoint.labels)} labels in config.json, but its head has"
+            f" {outputs} outputs; correct id2label"
+        )
+    missing_weights = sorted(_expected(checkpoint) - found)
+    if missing_weights:
+        raise ModelUnsupported(
+            f"{origin} lacks {len(missing_weights)} weights, first of them"
+            f" {architecture.theirs(missing_weights[0])}; save it again with save_pretrained"
+        )
+    unknown = [
+        name
+        for name in checkpoint.shapes
+        if name not in checkpoint.names and not any(part in name for part in UNUSED_WEIGHTS)
+    ]
+    if unknown:
+        raise ModelUnsupported(
+            f"{origin} has {len(unknown)} weights that a {architecture.class_name} does not have,"
+            f" first of them {unknown[0]}; merge adapters into the model before saving it"
+        )
+    if checkpoint.parameters > MAX_PARAMETERS:
+        raise ModelUnsupported(
+            f"{origin} has {checkpoint.parameters:,} parameters; up to {MAX_PARAMETERS:,} fit into"
+            " one ONNX file"
+        )
+
+
+def _expected(checkpoint: Checkpoint) -> set[str]:
+    """What the encoder calls the weights that it cannot do without."""
+    tables = {"word", "position"}
+    optional = {"token_type", "projection"}
+    expected: set[str] = set()
+    for name in checkpoint.architecture.modules:
+        if name in optional:
+            continue
+        kinds = ("weight",) if name in tables else ("weight", "bias")
+        numbers = range(len(checkpoint.ffn_sizes) or 1) if "{}" in name else (0,)
+        expected.update(f"{name.format(n)}.{kind}" for n in numbers for kind in kinds)
+    if checkpoint.architecture.token_type_ids:
+        expected.add("token_type.weight")
+    return expected
+
+
+def _check_settings(checkpoint: Checkpoint, *, origin: str) -> None:
+    """Settings that the encoder does not know would change the answers."""
+    config, architecture = checkpoint.config, checkpoint.architecture
+    hidden = checkpoint.shapes[architecture.theirs("head.weight")][1]
+    if checkpoint.heads < 1 or hidden % checkpoint.heads:
+        raise ModelUnsupported(
+            f"config.json of {origin} has {architecture.heads_key} {checkpoint.heads}, which does"
+            f" not divide the hidden size {hidden}; correct it"
+        )
+    if checkpoint.activation not in ACTIVATIONS:
+        raise ModelUnsupported(
+            f"{origin} has the activation {checkpoint.activation}; supported are"
+            f" {', '.join(ACTIVATIONS)}"
+        )
+    positions = config.get("position_embedding_type", "absolute")
+    if positions != "absolute" or config.get("is_decoder") or config.get("add_cross_attention"):
+        raise ModelUnsupported(
+            f"{origin} is no plain encoder with absolute positions (position_embedding_type"
+            f" {positions}, is_decoder {bool(config.get('is_decoder'))})"
+        )

@@ -1,0 +1,190 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Tiny, seeded models of each architecture with a real tokenizer, made in milliseconds."""
+
+from __future__ import annotations
+
+import json
+import random
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+WORDS = (
+    "the a film was is good bad great awful plot actor scene very not quite really long short dull"
+    " bright slow fast love hate like enjoy boring moving simple clever weak strong and or but with"
+).split()
+LABELS = ("negative", "neutral", "positive")
+HIDDEN, LAYERS, FFN, HEADS, POSITIONS, EMBEDDING = 64, 2, 128, 4, 48, 32
+SPECIAL = ["[PAD]", "[UNK]", "[CLS]", "[SEP]"]
+
+
+def make_texts(count: int, *, seed: int = 0, longest: int = 20) -> list[str]:
+    """Sentences of all lengths over a small vocabulary."""
+    rng = random.Random(seed)
+    return [" ".join(rng.choices(WORDS, k=rng.randint(1, longest))) for _ in range(count)]
+
+
+def write_tokenizer(path: Path) -> None:
+    """A WordPiece tokenizer that, as those of the hub do, pads everything to a fixed length."""
+    from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, processors
+
+    vocabulary = {token: index for index, token in enumerate([*SPECIAL, *WORDS])}
+    tokenizer = Tokenizer(models.WordPiece(vocabulary, unk_token="[UNK]"))
+    tokenizer.normalizer = normalizers.Lowercase()
+    tokenizer.pre_tokenizer = pre_tokenizers.Whitespace()
+    tokenizer.post_processor = processors.TemplateProcessing(
+        single="[CLS] $A [SEP]", special_tokens=[("[CLS]", 2), ("[SEP]", 3)]
+    )
+    tokenizer.enable_padding(length=40)
+    tokenizer.enable_truncation(max_length=40)
+    tokenizer.save(str(path))
+
+
+CONFIGS: dict[str, dict[str, Any]] = {
+    "bert": {
+        "architectures": ["BertForSequenceClassification"],
+        "hidden_size": HIDDEN,
+        "num_hidden_layers": LAYERS,
+        "num_attention_heads": HEADS,
+        "intermediate_size": FFN,
+        "max_position_embeddings": POSITIONS,
+        "type_vocab_size": 2,
+        "hidden_act": "gelu",
+        "layer_norm_eps": 1e-12,
+        "pad_token_id": 0,
+    },
+    "roberta": {
+        "architectures": ["RobertaForSequenceClassification"],
+        "hidden_size": HIDDEN,
+        "num_hidden_layers": LAYERS,
+        "num_attention_heads": HEADS,
+        "intermediate_size": FFN,
+        "max_position_embeddings": POSITIONS,
+        "type_vocab_size": 1,
+        "hidden_act": "gelu",
+        "layer_norm_eps": 1e-5,
+        "pad_token_id": 1,
+    },
+    "distilbert": {
+        "architectures": ["DistilBertForSequenceClassification"],
+        "dim": HIDDEN,
+        "n_layers": LAYERS,
+        "n_heads": HEADS,
+        "hidden_dim": FFN,
+        "max_position_embeddings": POSITIONS,
+        "activation": "gelu",
+        "pad_token_id": 0,
+    },
+    "electra": {
+        "architectures": ["ElectraForSequenceClassification"],
+        "hidden_size": HIDDEN,
+        "embedding_size": EMBEDDING,
+        "num_hidden_layers": LAYERS,
+        "num_attention_heads": HEADS,
+        "intermediate_size": FFN,
+        "max_position_embeddings": POSITIONS,
+        "type_vocab_size": 2,
+        "hidden_act": "gelu",
+        "layer_norm_eps": 1e-12,
+        "pad_token_id": 0,
+    },
+}
+
+
+def make_config(model_type: str, labels: tuple[str, ...] = LABELS) -> dict[str, Any]:
+    """config.json as save_pretrained writes it."""
+    return CONFIGS[model_type] | {
+        "model_type": model_type,
+        "vocab_size": len(SPECIAL) + len(WORDS),
+        "id2label": {str(index): name for index, name in enumerate(labels)},
+        "label2id": {name: index for index, name in enumerate(labels)},
+    }
+
+
+def write_checkpoint(folder: Path, model_type: str = "bert", *, seed: int = 0) -> Path:
+    """A checkpoint with random weights, large enough that answers differ between texts."""
+    import torch
+    from safetensors.torch import save_file
+
+    from kompakt.jobs.models.architectures import ARCHITECTURES
+    from kompakt.jobs.models.encoder import Encoder, EncoderConfig
+
+    folder.mkdir(parents=True, exist_ok=True)
+    config = make_config(model_type)
+    architecture = ARCHITECTURES[model_type]
+    torch.manual_seed(seed)
+    encoder = Encoder(
+        EncoderConfig(
+            vocabulary=config["vocab_size"],
+            positions=POSITIONS,
+            token_types=config.get("type_vocab_size", 0),
+            embedding=config.get("embedding_size", HIDDEN),
+            hidden=HIDDEN,
+            heads=HEADS,
+            ffn_sizes=(FFN,) * LAYERS,
+            labels=len(LABELS),
+            activation="gelu",
+            head_activation=architecture.head_activation,
+            norm_epsilon=config.get("layer_norm_eps", 1e-12),
+            first_position=architecture.first_position,
+        )
+    )
+    with torch.no_grad():
+        for name, parameter in encoder.named_parameters():
+            if not name.endswith("norm.weight"):
+                parameter.normal_(0.0, 0.3 if parameter.dim() == 1 else parameter.shape[1] ** -0.5)
+        encoder.out.weight.mul_(4.0)
+    state = {architecture.theirs(k): v.contiguous() for k, v in encoder.state_dict().items()}
+    save_file(state, folder / "model.safetensors", metadata={"format": "pt"})
+    (folder / "config.json").write_text(json.dumps(config))
+    write_tokenizer(folder / "tokenizer.json")
+    return folder
+
+
+def write_jsonl(path: Path, rows: list[dict[str, Any]]) -> str:
+    """Writes JSON Lines and returns the file's URI."""
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return f"file://{path}"
+
+
+@dataclass(frozen=True)
+class Workshop:
+    """A checkpoint, data and a store in a temporary folder."""
+
+    root: Path
+
+    @property
+    def store(self) -> str:
+        return f"file://{self.root / 'store'}"
+
+    @property
+    def checkpoint(self) -> Path:
+        return self.root / "checkpoint"
+
+    def data(self, name: str, count: int, *, seed: int = 0) -> str:
+        """Labelled sentences, the label a function of the words, with a slice field."""
+        rows = [
+            {
+                "text": text,
+                "label": LABELS[sum(map(len, text.split())) % len(LABELS)],
+                "domain": "short" if len(text) < 40 else "long",
+            }
+            for text in make_texts(count, seed=seed)
+        ]
+        return write_jsonl(self.root / name, rows)
+
+
+@pytest.fixture
+def workshop(tmp_path: Path) -> Workshop:
+    """A BERT checkpoint and an empty store."""
+    write_checkpoint(tmp_path / "checkpoint")
+    return Workshop(tmp_path)
+
+
+@pytest.fixture
+def checkpoint_of(tmp_path: Path) -> Callable[[str], Path]:
+    """Makes a checkpoint of an architecture."""
+    return lambda model_type: write_checkpoint(tmp_path / model_type, model_type)
