@@ -1,13 +1,14 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The cluster of the tests that need one: the local one, started where it does not run, or the one that
-KUBECONTEXT names.
+"""The cluster of the tests that need one: the local one, started where it does not run, or the one
+that KUBECONTEXT names.
 
-Invariants: a test gets a namespace of its own, restricted as a careful platform restricts it, and leaves
-nothing else behind; the local cluster goes on running afterwards, for the next run.
+Invariants: a test gets a namespace of its own, restricted as a careful platform restricts it, and
+leaves nothing else behind; the local cluster goes on running afterwards, for the next run.
 """
 
 from __future__ import annotations
 
+import json
 import os
 import secrets
 import shutil
@@ -17,6 +18,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
+
 from kompakt.localcluster import cluster as localcluster
 from kompakt.localcluster.progress import Progress
 from kompakt.localcluster.settings import GATEWAY_NAME, GATEWAY_NAMESPACE, from_environment
@@ -97,7 +99,12 @@ def _existing(context: str, kubeconfig: Path) -> Cluster:
 def namespace(cluster: Cluster) -> Iterator[str]:
     """A fresh namespace that enforces the restricted pod security standard."""
     name = f"test-{secrets.token_hex(4)}"
-    cluster("create", "namespace", name)
-    cluster("label", "namespace", name, "pod-security.kubernetes.io/enforce=restricted")
+    labels = {"pod-security.kubernetes.io/enforce": "restricted"}
+    manifest = {
+        "apiVersion": "v1",
+        "kind": "Namespace",
+        "metadata": {"name": name, "labels": labels},
+    }
+    cluster("create", "--filename", "-", text=json.dumps(manifest))
     yield name
     cluster.run("delete", "namespace", name, "--wait=false")

@@ -17,7 +17,7 @@ from kompakt.localcluster.settings import API_PORT, CONTROL_PLANE_ADDRESS
 
 POLL_SECONDS = 0.05
 OK = 200
-NOT_FOUND = 404
+SYSTEM_NAMESPACE = "/api/v1/namespaces/kube-system"
 
 
 @dataclass
@@ -44,9 +44,9 @@ class Client:
             connection.close()
 
     def ready(self) -> bool:
-        """Whether the API server says that it is ready."""
+        """Whether the API server says that it is ready, and has made the first namespaces."""
         try:
-            return self.get("/readyz")[0] == OK
+            return self.get("/readyz")[0] == OK and self.get(SYSTEM_NAMESPACE)[0] == OK
         except OSError:
             return False
 

@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
 """Builds the Go programs of the cluster once, in the user's cache.
 
-Invariants: a build lies in a folder named by the hash of everything that it was made from, and appears
-there by one rename, so what is in the cache is whole; the sources are never written; after a build,
-starting the cluster needs no Go and no network.
+Invariants: a build lies in a folder named by the hash of everything that it was made from, and
+appears there by one rename, so what is in the cache is whole; the sources are never written; after
+a build, starting the cluster needs no Go and no network.
 """
 
 import hashlib
@@ -88,10 +88,12 @@ def source_key(source: Path) -> str:
 
 
 def controlplane(settings: Settings) -> Build:
+    """Kubernetes, etcd, CoreDNS, the storage provisioner and the pause process."""
     return _build_of("controlplane", settings)
 
 
 def gateway(settings: Settings) -> Build:
+    """Envoy Gateway with its chart, and the kinds of the Gateway API."""
     return _build_of("gateway", settings)
 
 
@@ -169,7 +171,8 @@ def _make_gateway(build: Build, target: Path, *, go: Path, progress: Progress) -
         envoy_gateway / "charts/gateway-helm/charts/crds/crds/generated",
     ):
         for file in sorted(folder.glob("*.yaml")):
-            # Envoy Gateway brings the experimental channel of the Gateway API too: the standard one wins.
+            # Envoy Gateway brings the experimental channel of the Gateway API too: the standard
+            # one wins.
             standard = folder.is_relative_to(gateway_api)
             if standard or file.name.startswith("gateway.envoyproxy.io_"):
                 shutil.copyfile(file, crds / file.name)
@@ -243,5 +246,5 @@ def _check_disk(cache: Path) -> None:
             "DiskFull",
             f"{existing} has {free / 1024**3:.1f} GiB free, and a first build needs "
             f"{NEEDED_BYTES / 1024**3:.0f} GiB",
-            remedy="make room, or let XDG_CACHE_HOME, GOCACHE and GOMODCACHE name folders elsewhere",
+            remedy="make room, or let XDG_CACHE_HOME, GOCACHE and GOMODCACHE name other folders",
         )

@@ -1,8 +1,12 @@
 # SPDX-License-Identifier: Apache-2.0
-"""One control group per node, with CPUs of its own, on cgroup v1 and v2.
+"""One control group per node, with CPUs of its own, and one for the cluster's own processes.
 
-Invariant: the nodes' CPUs are disjoint wherever the machine has more than one, so that work on one node
-does not slow what is measured on another.
+It knows cgroup v1 and v2.
+
+Invariants: the nodes' CPUs are disjoint wherever the machine has more than one, so that work on one
+node does not slow what is measured on another; the cluster's own processes outweigh the pods, and
+the pods outweigh single processes of a busy machine, so that neither starves what must answer in
+time.
 """
 
 import contextlib
@@ -16,6 +20,12 @@ from kompakt.localcluster.settings import CGROUP, NODES
 
 NEEDED = ("cpu", "cpuset", "memory", "pids")
 CONFINE_SECONDS = 5.0
+SYSTEM = f"{CGROUP}-system"
+WEIGHTS = {CGROUP: (4096, 400), SYSTEM: (16384, 1600)}
+"""`cpu.shares` of v1 and `cpu.weight` of v2. What else is on the machine has 1024 (on v1 each
+process, on v2 usually the user's session as a whole: 100).
+"""
+
 WANTED = (*NEEDED, "io", "hugetlb")
 
 
@@ -50,12 +60,13 @@ def parse_cpus(text: str) -> tuple[int, ...]:
 
 
 def format_cpus(cpus: tuple[int, ...]) -> str:
+    """Writes the kernel's list format."""
     return ",".join(map(str, cpus))
 
 
 def split_cpus(cpus: tuple[int, ...]) -> dict[str, tuple[int, ...]]:
-    """Gives each node its CPUs: every tainted node one from the end, the others the rest; on a machine
-    with too few of them they all share.
+    """Gives each node its CPUs: every tainted node one from the end, the others the rest; on a
+    machine with too few of them they all share.
     """
     reserved = [node.name for node in NODES if node.tainted]
     if len(cpus) <= len(reserved):
@@ -81,46 +92,60 @@ def hierarchies(mountinfo: str | None = None) -> Hierarchies:
         found = Hierarchies(roots=(Path("/sys/fs/cgroup"),), unified=True)
     else:
         found = Hierarchies(roots=tuple(version_1), unified=False, idle=tuple(version_2))
-    missing = [name for name in NEEDED if not _has(found, name)] if found.roots else list(NEEDED)
-    if missing and mountinfo is None:
+    return found
+
+
+def check(found: Hierarchies) -> None:
+    """Refuses a machine without the controllers that a kubelet needs."""
+    if found.unified:
+        there = (found.roots[0] / "cgroup.controllers").read_text().split()
+    else:
+        there = [name for name in NEEDED if found.root_of(name)]
+    missing = [name for name in NEEDED if name not in there]
+    if missing:
         raise LocalClusterError(
             "CgroupMissing",
             f"this machine has no cgroup controller {', '.join(missing)}, and a kubelet needs it",
             remedy=f"enable it in the kernel's command line or in the container, {OTHER_CLUSTER}",
         )
-    return found
-
-
-def _has(found: Hierarchies, controller: str) -> bool:
-    if found.unified:
-        return controller in (found.roots[0] / "cgroup.controllers").read_text().split()
-    return found.root_of(controller) is not None
 
 
 def create(found: Hierarchies) -> None:
-    """Makes every node's group."""
-    for node in NODES:
+    """Makes every group."""
+    groups = [CGROUP, SYSTEM, *(f"{CGROUP}/{node.name}" for node in NODES)]
+    for group in groups:
         for root in found.roots:
-            (root / CGROUP / node.name).mkdir(parents=True, exist_ok=True)
-    cpuset = _cpuset(found)
+            (root / group).mkdir(parents=True, exist_ok=True)
+    cpuset, cpu = _root_of("cpuset", found), _root_of("cpu", found)
     if found.unified:
         _delegate(cpuset)
         _delegate(cpuset / CGROUP)
         confine(found)
-        return
-    # A new group of v1 has no CPUs and no memory nodes, and refuses every process until it has.
-    for group in (CGROUP, *(f"{CGROUP}/{node.name}" for node in NODES)):
-        for name in ("cpuset.mems", "cpuset.cpus"):
-            (cpuset / group / name).write_text((cpuset / name).read_text())
+    else:
+        # A new group of v1 has no CPUs and no memory nodes, and refuses every process until it has.
+        for group in groups:
+            for name in ("cpuset.mems", "cpuset.cpus"):
+                (cpuset / group / name).write_text((cpuset / name).read_text())
+    for group, (shares, weight) in WEIGHTS.items():
+        if found.unified:
+            (cpu / group / "cpu.weight").write_text(str(weight))
+        else:
+            (cpu / group / "cpu.shares").write_text(str(shares))
+
+
+def adopt(found: Hierarchies, pid: int) -> None:
+    """Puts one of the cluster's own processes into their group; its future children follow."""
+    with contextlib.suppress(ProcessLookupError):
+        (_root_of("cpu", found) / SYSTEM / "cgroup.procs").write_text(str(pid))
 
 
 def confine(found: Hierarchies) -> None:
     """Leaves to every node its share of the CPUs.
 
-    On v1 this waits for the kubelets to have started: a kubelet gives all CPUs of the machine to its group
-    `kubepods`, and ends if it may not. What it creates later inherits.
+    On v1 this waits for the kubelets to have started: a kubelet gives all CPUs of the machine to
+    its group `kubepods`, and ends if it may not. What it creates later inherits.
     """
-    cpuset = _cpuset(found)
+    cpuset = _root_of("cpuset", found)
     cpus_file = "cpuset.cpus.effective" if found.unified else "cpuset.cpus"
     shares = split_cpus(parse_cpus((cpuset / cpus_file).read_text()))
     for node, cpus in shares.items():
@@ -140,8 +165,8 @@ def confine(found: Hierarchies) -> None:
 
 
 def _confine_tree(top: Path, cpus: str) -> bool:
-    """Sets the CPUs of a group and all below it, innermost first: a group may not have fewer than those
-    below it. False when a group appeared meanwhile, with the CPUs that its parent had.
+    """Sets the CPUs of a group and all below it, innermost first: a group may not have fewer than
+    those below it. False when a group appeared meanwhile, with the CPUs that its parent had.
     """
     done = True
     for folder, _, _ in os.walk(top, topdown=False):
@@ -154,9 +179,9 @@ def _confine_tree(top: Path, cpus: str) -> bool:
     return done
 
 
-def _cpuset(found: Hierarchies) -> Path:
-    root = found.root_of("cpuset")
-    assert root is not None  # noqa: S101  (hierarchies() has looked)
+def _root_of(controller: str, found: Hierarchies) -> Path:
+    root = found.root_of(controller)
+    assert root is not None  # noqa: S101  (check() has looked)
     return root
 
 
@@ -168,21 +193,20 @@ def _delegate(group: Path) -> None:
 
 
 def holds(pid: int) -> bool:
-    """Whether a process is in one of the nodes' groups."""
+    """Whether a process is in one of the cluster's groups."""
     try:
         lines = Path(f"/proc/{pid}/cgroup").read_text().splitlines()
     except OSError:
         return False
-    return any(line.split(":", 2)[2].startswith(f"/{CGROUP}/") for line in lines)
+    groups = (f"{line.split(':', 2)[2]}/" for line in lines)
+    return any(group.startswith((f"/{CGROUP}/", f"/{SYSTEM}/")) for group in groups)
 
 
 def remove(found: Hierarchies) -> list[Path]:
     """Removes the groups, innermost first; returns those that would not go."""
-    left = []
-    for root in (*found.roots, *found.idle):
-        for folder, _, _ in os.walk(root / CGROUP, topdown=False):
+    tops = [root / group for root in (*found.roots, *found.idle) for group in (CGROUP, SYSTEM)]
+    for top in tops:
+        for folder, _, _ in os.walk(top, topdown=False):
             with contextlib.suppress(OSError):
                 Path(folder).rmdir()
-        if (root / CGROUP).exists():
-            left.append(root / CGROUP)
-    return left
+    return [top for top in tops if top.exists()]

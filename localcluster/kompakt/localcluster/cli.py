@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """The command line: `kompakt-localcluster up|down|status|kubeconfig|logs|build`.
 
-Exit codes: 0 done or running; 1 an error, told in one sentence and what to do; 2 wrong usage; 3 (`status`
-and `kubeconfig`) not running.
+Exit codes: 0 done or running; 1 an error, told in one sentence and what to do; 2 wrong usage; 3
+(`status` and `kubeconfig`) not running.
 """
 
 import argparse
@@ -36,6 +36,11 @@ def main(argv: Sequence[str] | None = None) -> int:
         progress.say(f"[bold red]kompakt-localcluster:[/] {escape(error.message)}.")
         remedy = error.remedy[0].upper() + error.remedy[1:]
         progress.say(f"{escape(remedy)}.")
+        return 1
+    except OSError as error:
+        what = error.filename or "the machine"
+        progress.say(f"[bold red]kompakt-localcluster:[/] {escape(f'{what}: {error.strerror}')}.")
+        progress.say("Mend that, and run it again, as root where it is a question of permission.")
         return 1
     except KeyboardInterrupt:
         progress.say("interrupted: run up again, or down to remove what was started")

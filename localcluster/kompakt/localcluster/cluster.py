@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """The commands: up, down, status. Each looks at what is there, and does what is missing.
 
-Invariant: `up` ends with a cluster that answers and that shows this checkout to its pods, or with an
-error; it never takes away a cluster that somebody may still want.
+Invariant: `up` ends with a cluster that answers and that shows this checkout to its pods, or with
+an error; it never takes away a cluster that somebody may still want.
 """
 
 import time
@@ -54,6 +54,7 @@ def up(settings: Settings, progress: Progress, *, with_gateway: bool) -> Lease:
 
 
 def owner_of(settings: Settings, builds: Builds) -> Owner:
+    """Who this checkout is, and what its pods would see."""
     return Owner(
         checkout=str(settings.checkout),
         venv=str(settings.venv),
@@ -75,7 +76,8 @@ def belongs(lease: Lease, owner: Owner) -> bool:
     if lease.owner.checkout != owner.checkout:
         raise LocalClusterError(
             "OtherCluster",
-            f"a machine has one local cluster at a time, and the one of {lease.owner.checkout} is running",
+            "a machine has one local cluster at a time, "
+            f"and the one of {lease.owner.checkout} is running",
             remedy="take it down first, if nobody needs it: kompakt-localcluster down",
         )
     raise LocalClusterError(
@@ -94,6 +96,7 @@ def _difference(old: Owner, new: Owner) -> str:
 
 
 def reason_to_clean(lease: Lease) -> str:
+    """Why nobody can want a cluster any more, in words."""
     if lease.owner.gone():
         return f"its checkout {lease.owner.checkout} is gone"
     if lease.abandoned():
@@ -109,7 +112,7 @@ def _clean(settings: Settings, progress: Progress, *, why: str) -> None:
 def _keep(
     settings: Settings, lease: Lease, builds: Builds, progress: Progress, *, with_gateway: bool
 ) -> Lease | None:
-    """Mends a running cluster where it needs it; None when that failed, and nothing is left of it."""
+    """Mends a running cluster where it needs it; None when that failed, and none is left."""
     launcher = Launcher(settings, lease, builds.controlplane, builds.gateway, progress)
     try:
         if lease.dead() or network.missing() or not launcher.client.ready():
@@ -128,7 +131,7 @@ def _create(
     settings: Settings, owner: Owner, builds: Builds, progress: Progress, *, with_gateway: bool
 ) -> Lease:
     if network.leftovers():
-        # A lease was lost: its folder was removed by hand, or the machine had it on a temporary disk.
+        # A lease was lost: its folder was removed by hand, or was on a temporary disk.
         _clean(settings, progress, why="its state folder is gone")
     host.check(settings)
     versions = {

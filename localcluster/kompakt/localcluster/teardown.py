@@ -1,10 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
 """Takes a cluster away, whatever state it is in.
 
-Invariants: it needs no lease, no Go and none of the cluster's processes, so it works on what a killed
-launcher left; it is idempotent; only processes that carry the mark of the state folder, or that are in the
-nodes' control groups, are killed; no file is removed below a mount, nor from a folder that is not a
-cluster's.
+Invariants: it needs no lease, no Go and none of the cluster's processes, so it works on what a
+killed launcher left; it is idempotent; only processes that carry the mark of the state folder, or
+that are in the nodes' control groups, are killed; no file is removed below a mount, nor from a
+folder that is not a cluster's.
 """
 
 import contextlib
@@ -74,7 +74,9 @@ def _unescape(path: str) -> str:
 
 
 def _unmount(folder: Path) -> None:
-    """Unmounts what containers and pods had; a process that just died may hold a mount a little while."""
+    """Unmounts what containers and pods had; one that just ended may hold a mount a little
+    while.
+    """
     deadline = time.monotonic() + UNMOUNT_SECONDS
     while points := mounts_below(folder, Path("/proc/self/mountinfo").read_text()):
         late = time.monotonic() > deadline
@@ -91,7 +93,7 @@ def _unmount(folder: Path) -> None:
 
 
 def _remove_traces(folder: Path) -> None:
-    """Removes what containerd, its shims, CNI and kubelets leave outside the folders that they are told."""
+    """Removes what containerd, its shims, CNI and kubelets leave outside the state folder."""
     sandboxes = list(folder.glob("*/run/io.containerd.runtime.v2.task/k8s.io/*"))
     for sandbox in sandboxes:
         with contextlib.suppress(FileNotFoundError):
