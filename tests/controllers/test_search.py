@@ -1,0 +1,330 @@
+# SPDX-License-Identifier: Apache-2.0
+from __future__ import annotations
+
+import logging
+import subprocess
+import sys
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+from tests.planning import RECIPES, measured, policy_spec
+
+from kompakt.api.policy import Search, Target
+from kompakt.api.recipe import CompressionRecipeSpec
+from kompakt.api.run import Parameter, Trial
+from kompakt.controllers.search import (
+    Goal,
+    Proposal,
+    RecipeError,
+    _told,
+    propose,
+    recipe_problem,
+    resolve,
+)
+
+GOAL = Goal(policy_spec().targets[0], tuple(policy_spec().gates), "Cost")
+Measure = Callable[[int], Trial]
+
+
+def searching(**changes: Any) -> Search:
+    """A search over the recipe with a range."""
+    return Search.model_validate({"recipes": [{"name": "prune-int8"}]} | changes)
+
+
+def recipe(**ranges: tuple[int, int, int]) -> CompressionRecipeSpec:
+    """Prune, distill and quantize, with ranges `step__parameter=(minimum, maximum, increment)`."""
+    return CompressionRecipeSpec.model_validate(
+        {
+            "steps": [{"prune": {}}, {"distill": {}}, {"quantize": {}}],
+            "ranges": [
+                {
+                    "step": key.split("__")[0],
+                    "parameter": key.split("__")[1],
+                    "minimum": low,
+                    "maximum": high,
+                    "increment": increment,
+                }
+                for key, (low, high, increment) in ranges.items()
+            ],
+        }
+    )
+
+
+def tried(proposal: Proposal, number: int, **changes: Any) -> Trial:
+    """The trial of a proposal."""
+    return Trial(
+        number=number,
+        recipe=proposal.recipe,
+        origin="Search",
+        parameters=list(proposal.parameters),
+        steps=list(proposal.steps),
+        state=changes.pop("state", "Complete"),
+        **changes,
+    )
+
+
+def kept(trial: Trial) -> int:
+    """The share of neurons that a trial keeps."""
+    (prune,) = [step.prune for step in trial.steps if step.prune is not None]
+    return prune.ffn_keep_permille
+
+
+def as_measured(proposal: Proposal, number: int) -> Trial:
+    """A world in which keeping less is faster, and less than 500 permille loses too much."""
+    trial = tried(proposal, number)
+    share = kept(trial)
+    lost = max(0, 500 - share)
+    result = measured(mean=2000 + 8 * share, lost=3 * lost, selection_lost=lost)
+    return trial.evolve(targets=[result], size_bytes=share)
+
+
+def search_on(
+    search: Search,
+    recipes: dict[str, CompressionRecipeSpec],
+    *,
+    run_uid: str = "uid",
+    finish: Callable[[Proposal, int], Trial] = as_measured,
+    goal: Goal = GOAL,
+) -> list[Trial]:
+    """All trials of a search, one after the other."""
+    trials: list[Trial] = []
+    while len(trials) < search.max_trials:
+        proposal = propose(search, recipes, trials=trials, goal=goal, run_uid=run_uid)
+        if proposal is None:
+            break
+        trials.append(finish(proposal, len(trials)))
+    return trials
+
+
+def ask(
+    search: Search, trials: list[Trial], recipes: dict[str, CompressionRecipeSpec] = RECIPES
+) -> Proposal:
+    """The next proposal, which there is."""
+    found = propose(search, recipes, trials=trials, goal=GOAL, run_uid="uid")
+    assert found is not None
+    return found
+
+
+@pytest.mark.parametrize("sampler", ["TPE", "Random"])
+def test_nothing_is_tried_twice(sampler: str) -> None:
+    """A search with more trials than there are combinations tries each once, and ends."""
+    space = {"prune-int8": recipe(prune__ffnKeepPermille=(300, 800, 100))}
+    search = searching(sampler=sampler, maxTrials=40)
+
+    trials = search_on(search, space)
+
+    assert sorted(kept(trial) for trial in trials) == [300, 400, 500, 600, 700, 800]
+
+
+def test_a_recipe_s_own_parameters_are_not_searched_again() -> None:
+    """What a recipe's own trial has tried, or is trying, no search proposes."""
+    space = {"prune-int8": recipe(prune__ffnKeepPermille=(350, 450, 100))}
+    own = Trial(
+        number=0,
+        recipe="prune-int8",
+        origin="Recipe",
+        steps=space["prune-int8"].steps,
+        state="Compressing",
+    )
+
+    proposal = ask(searching(), [own], space)
+
+    assert proposal.parameters == (Parameter(step="prune", name="ffnKeepPermille", value=450),)
+
+
+def test_failed_trials_are_not_repeated() -> None:
+    """What failed or did not fit stays tried, and the search goes on elsewhere."""
+    space = {"prune-int8": recipe(prune__ffnKeepPermille=(300, 500, 100))}
+    states = iter(["Failed", "Infeasible", "Failed"])
+
+    trials = search_on(
+        searching(maxTrials=9), space, finish=lambda p, n: tried(p, n, state=next(states))
+    )
+
+    assert sorted(kept(trial) for trial in trials) == [300, 400, 500]
+
+
+def test_what_could_not_be_tried_teaches_nothing() -> None:
+    """A bug or a lost node says nothing about the parameters; a lack of memory does."""
+    proposal = ask(searching(), [])
+    states = ("Failed", "Infeasible", "Compressing")
+    failed, infeasible, running = (
+        _told([tried(proposal, 0, state=state)], RECIPES, GOAL) for state in states
+    )
+
+    assert failed == []
+    assert [one.violation > 0 for one in infeasible] == [True]
+    assert [one.running for one in running] == [True]
+
+
+def test_the_same_status_gives_the_same_proposal() -> None:
+    """Whoever asks, and however often: a proposal follows from the run and its status alone."""
+    search = searching(maxTrials=12)
+    trials: list[Trial] = []
+    for number in range(5):
+        trials.append(as_measured(ask(search, trials), number))
+
+    assert ask(search, trials) == ask(search, trials)
+
+
+def test_runs_search_differently() -> None:
+    """The sampler is seeded by the run: another run of the same policy looks elsewhere."""
+    space = {"prune-int8": recipe(prune__ffnKeepPermille=(20, 1000, 1))}
+    search = searching(maxTrials=4)
+
+    assert search_on(search, space, run_uid="a") != search_on(search, space, run_uid="b")
+
+
+def late_trials(sampler: str, finish: Callable[[Proposal, int], Trial], goal: Goal) -> list[Trial]:
+    """The second halves of three searches over a fine grid."""
+    space = {"prune-int8": recipe(prune__ffnKeepPermille=(20, 1000, 5))}
+    search = searching(sampler=sampler, maxTrials=24)
+    return [
+        trial
+        for uid in "abc"
+        for trial in search_on(search, space, run_uid=uid, finish=finish, goal=goal)[12:]
+    ]
+
+
+def test_constraints_guide_the_search() -> None:
+    """Where the fastest lose too much, later trials crowd at the boundary: half as many again, or
+    more, as by chance.
+    """
+
+    def near(sampler: str) -> int:
+        trials = late_trials(sampler, as_measured, GOAL)
+        return sum(450 <= kept(trial) <= 650 for trial in trials)
+
+    assert near("TPE") > 1.5 * near("Random")
+
+
+def test_what_does_not_fit_is_avoided() -> None:
+    """Trials that were killed for memory push the search to where there is room, even against the
+    objective.
+    """
+
+    def finish(proposal: Proposal, number: int) -> Trial:
+        trial = as_measured(proposal, number)
+        return trial if kept(trial) < 300 else tried(proposal, number, state="Infeasible")
+
+    def fit(sampler: str) -> int:
+        trials = late_trials(sampler, finish, Goal(GOAL.target, (), "Accuracy"))
+        return sum(trial.state == "Complete" for trial in trials)
+
+    assert fit("TPE") > 1.5 * fit("Random")
+
+
+def test_parallel_trials_spread() -> None:
+    """Trials under way are known to the sampler: it proposes others beside them."""
+    search = searching(maxTrials=12, maxParallelTrials=4)
+    trials: list[Trial] = []
+    for number in range(4):
+        trials.append(tried(ask(search, trials), number, state="Compressing"))
+
+    assert len({kept(trial) for trial in trials}) == 4
+
+
+def test_several_recipes_are_one_space() -> None:
+    """A search over recipes with different ranges chooses among them too."""
+    space = {
+        "prune-int8": recipe(prune__ffnKeepPermille=(300, 800, 100)),
+        "distilled": recipe(
+            prune__ffnKeepPermille=(310, 810, 100), distill__learningRateMicros=(100, 300, 100)
+        ),
+        "plain": RECIPES["dynamic-int8"],
+    }
+    search = searching(recipes=[{"name": name} for name in space], maxTrials=48)
+
+    trials = search_on(search, space, finish=lambda p, n: tried(p, n, state="Failed"))
+
+    assert len(trials) == 6 + 6 * 3 + 1
+    assert {trial.recipe for trial in trials} == set(space)
+
+
+def test_a_large_space_is_no_burden() -> None:
+    """Ten million combinations are sampled, not enumerated."""
+    space = {
+        "prune-int8": recipe(
+            prune__ffnKeepPermille=(20, 1000, 1), distill__examples=(1000, 1_000_000, 1)
+        )
+    }
+
+    assert len(search_on(searching(maxTrials=4), space)) == 4
+
+
+def test_proposals_say_why() -> None:
+    """The trial tells what the sampler knew."""
+    search = searching(maxTrials=12)
+    trials = search_on(search, RECIPES)
+    first = ask(search, [])
+    later = ask(search, trials[:6])
+
+    assert first.because == "random start of the search: 0 of 4 measured trials are there"
+    assert later.because.startswith("TPE over 6 trials, of which ")
+    assert ask(searching(sampler="Random"), []).because == "random sampling, 1 of 12"
+
+
+def test_steps_carry_the_parameters() -> None:
+    """A proposal's steps are the recipe's with the proposed values in, and nothing else changed."""
+    proposal = ask(searching(), [])
+    (parameter,) = proposal.parameters
+    own, changed = RECIPES["prune-int8"].steps, list(proposal.steps)
+
+    assert changed[0].prune is not None
+    assert changed[0].prune.ffn_keep_permille == parameter.value
+    assert changed[1:] == own[1:]
+    assert own[0].prune is not None
+    assert own[0].prune.ffn_keep_permille == 350
+
+
+@pytest.mark.parametrize(
+    ("ranges", "words"),
+    [
+        ({"prune__ffnKeepPermille": (20, 2000, 10)}, "prune.ffnKeepPermille"),
+        ({"prune__keep": (20, 200, 10)}, "prune has no integer parameter keep; it has ffnKeep"),
+        ({"prune__importance": (20, 200, 10)}, "prune has no integer parameter importance"),
+    ],
+)
+def test_wrong_ranges_are_explained(ranges: dict[str, tuple[int, int, int]], words: str) -> None:
+    """A range that a step would refuse is found before any Job runs, and named."""
+    problem = recipe_problem(recipe(**ranges))
+
+    assert problem is not None
+    assert words in problem
+
+
+def test_a_range_for_a_step_that_is_not_there() -> None:
+    """A range of a step that the recipe lacks is an error, and one range a parameter is enough."""
+    with pytest.raises(RecipeError, match="no step is distill"):
+        resolve(RECIPES["prune-int8"], [Parameter(step="distill", name="examples", value=1)])
+    twice = RECIPES["prune-int8"].evolve(ranges=RECIPES["prune-int8"].ranges * 2)
+    assert recipe_problem(twice) == "two ranges are for the same parameter: leave one"
+
+
+@pytest.mark.parametrize("name", list(RECIPES))
+def test_good_ranges_are_no_problem(name: str) -> None:
+    """The recipes of these tests can be searched."""
+    assert recipe_problem(RECIPES[name]) is None
+
+
+def test_optuna_is_silent_and_lazy(caplog: pytest.LogCaptureFixture) -> None:
+    """Optuna says nothing, and an operator whose policies search for nothing never loads it."""
+    with caplog.at_level(logging.DEBUG):
+        ask(searching(), [])
+    code = "import sys, kompakt.controllers.run; sys.exit('optuna' in sys.modules)"
+
+    assert [record for record in caplog.records if record.name.startswith("optuna")] == []
+    assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
+
+
+def test_the_target_leads() -> None:
+    """The search minimizes on the target that it is given, not on another that was measured too."""
+    other = Target.model_validate({"name": "other", "hardwareProfileRef": {"name": "x"}})
+    search, elsewhere = searching(maxTrials=12), Goal(other, (), "Cost")
+    trials = search_on(search, RECIPES)[:6]
+
+    told = propose(search, RECIPES, trials=trials, goal=elsewhere, run_uid="uid")
+
+    assert told is not None
+    assert told.because == "random start of the search: 0 of 4 measured trials are there"
