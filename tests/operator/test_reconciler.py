@@ -217,6 +217,33 @@ async def test_a_failed_key_comes_back_and_others_go_on(bench: Bench) -> None:
     worker.cancel()
 
 
+async def test_a_policy_and_its_rollouts_take_turns(bench: Bench) -> None:
+    """They write the same route: what one has seen of it must be so until it has written."""
+    inside: list[str] = []
+    worst = 0
+
+    async def planner(ref: Ref) -> Plan:
+        nonlocal worst
+        inside.append(ref.kind)
+        worst = max(worst, len(inside))
+        await asyncio.sleep(0.01)
+        inside.remove(ref.kind)
+        return Plan()
+
+    policy = Ref("CompressionPolicy", "team", "p")
+    other = Ref("CompressionPolicy", "team", "other")
+    bench.reconciler._planners = dict.fromkeys([ROLLOUT.kind, policy.kind], planner)
+    for ref in (policy, other):
+        metadata = {"name": ref.name, "namespace": ref.namespace}
+        bench.exists({"kind": ref.kind, "metadata": metadata})
+
+    await asyncio.gather(*map(bench.reconciler.reconcile, [ROLLOUT, policy] * 3))
+    assert worst == 1
+
+    await asyncio.gather(*map(bench.reconciler.reconcile, [ROLLOUT, other]))
+    assert worst == 2
+
+
 async def test_a_requeue_is_honoured(bench: Bench) -> None:
     """The plan comes again after the seconds that it asked for."""
     times: list[float] = []

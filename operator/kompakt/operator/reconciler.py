@@ -1,8 +1,12 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Works on one object at a time: plan, then act in the order of the plan.
+"""Plans and acts, object by object.
 
-The first action that fails ends the plan: the next one is made from what is then observed. Other
-objects are not held up by it.
+Invariants:
+
+- actions are carried out in the order of the plan, and the first that fails ends it: the next plan
+  is made from what is then observed. Other objects are not held up by it;
+- a policy and its rollouts write the same route, so none of them observes, plans or acts while
+  another of them does: what a plan has seen of the route is so until it has written it.
 """
 
 from __future__ import annotations
@@ -12,7 +16,9 @@ import logging
 import time
 import uuid
 from collections.abc import Awaitable, Callable, Mapping
+from contextlib import AbstractAsyncContextManager, nullcontext
 from typing import Final
+from weakref import WeakValueDictionary
 
 from kompakt.api.base import Condition
 from kompakt.controllers.conditions import condition, merge
@@ -20,7 +26,7 @@ from kompakt.controllers.plan import Plan
 from kompakt.operator import logs, telemetry
 from kompakt.operator.actions import Actor
 from kompakt.operator.errors import InvalidObject, NotLeader, OperatorError
-from kompakt.operator.resources import Ref
+from kompakt.operator.resources import POLICY, ROLLOUT, Ref
 from kompakt.operator.store import Store
 from kompakt.operator.workqueue import WorkQueue
 
@@ -44,6 +50,7 @@ class Reconciler:
         self._queue = queue
         self._planners = planners
         self._actor = actor
+        self._turns: WeakValueDictionary[tuple[str, str], asyncio.Lock] = WeakValueDictionary()
 
     async def work(self) -> None:
         """Take keys for ever."""
@@ -56,6 +63,10 @@ class Reconciler:
 
     async def reconcile(self, ref: Ref) -> float | None:
         """Plan and act once. Returns after how many seconds to look again."""
+        async with self._turn(ref):
+            return await self._reconcile(ref)
+
+    async def _reconcile(self, ref: Ref) -> float | None:
         if self._store.get(ref) is None:
             return None
         try:
@@ -66,6 +77,16 @@ class Reconciler:
         for action in plan.actions:
             await self._actor.carry_out(ref, action)
         return plan.requeue_after
+
+    def _turn(self, ref: Ref) -> AbstractAsyncContextManager[object]:
+        """The turn of an object among those that write the same route."""
+        policy: str | None = ref.name if ref.kind == POLICY else None
+        if ref.kind == ROLLOUT:
+            spec = (self._store.get(ref) or {}).get("spec") or {}
+            policy = (spec.get("policyRef") or {}).get("name")
+        if policy is None:
+            return nullcontext()
+        return self._turns.setdefault((ref.namespace, policy), asyncio.Lock())
 
     async def _one(self, ref: Ref) -> None:
         """One key: done, or another try later."""
