@@ -31,8 +31,9 @@ from kompakt.controllers.plan import (
     Run,
 )
 from kompakt.controllers.policy_status import Problem
-from kompakt.controllers.production import Production, is_under_way, production
+from kompakt.controllers.production import Production, production
 from kompakt.controllers.render.pods import metadata, owner_reference
+from kompakt.controllers.rollout_case import is_under_way
 from kompakt.controllers.run import has_ended
 
 LOOK_AGAIN_SECONDS = 60.0

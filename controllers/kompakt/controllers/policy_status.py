@@ -28,8 +28,9 @@ from kompakt.controllers.plan import (
     Variant,
     WriteStatus,
 )
-from kompakt.controllers.production import Production, is_under_way
+from kompakt.controllers.production import Production
 from kompakt.controllers.render.variants import SOURCE_RECIPE
+from kompakt.controllers.rollout_case import OVER, is_under_way
 from kompakt.controllers.select import NO_VARIANT
 
 
@@ -167,9 +168,9 @@ def _after_run(
     if observed.policy.spec.serving is None:
         ended = find(run.status.conditions, "Succeeded")
         return _Ready("True", "Published", ended.message if ended else "")
-    under_way = next((r for r in observed.rollouts if is_under_way(r)), None)
-    if under_way is not None:
-        return _rolling_out(under_way)
+    rollout = _current_rollout(observed, run)
+    if rollout is not None and rollout.status.stage not in OVER:
+        return _rolling_out(rollout)
     if not served.serves:
         stalled = served.reason in {"RouteExists", "VariantNotFound"}
         return _Ready(
@@ -180,11 +181,20 @@ def _after_run(
     return _at_rest(observed, run, served)
 
 
+def _current_rollout(observed: PolicyObserved, run: Run) -> RolloutObject | None:
+    """The rollout that moves traffic, whoever made it, or else that of what the run chose."""
+    under_way = next((r for r in observed.rollouts if is_under_way(r)), None)
+    chosen = chosen_variant(observed, served_choice(observed, run))
+    if under_way is not None or chosen is None:
+        return under_way
+    name = objects.rollout_name(observed.policy.meta.name, run.meta.name, chosen.spec.digest)
+    return next((r for r in observed.rollouts if r.meta.name == name), None)
+
+
 def _rolling_out(rollout: RolloutObject) -> _Ready:
     told = find(rollout.status.conditions, "Ready")
-    name = rollout.meta.name
-    text = f"{name}: {told.message if told else 'starting'}"
-    if is_true(rollout.status.conditions, "Held"):
+    text = f"{rollout.meta.name}: {told.message if told else 'starting'}"
+    if is_true(rollout.status.conditions, "Stalled"):
         return _Ready("False", "RolloutHeld", text, stalled=True)
     return _Ready("False", "RollingOut", text, reconciling=True)
 
@@ -196,17 +206,15 @@ def _at_rest(observed: PolicyObserved, run: Run, served: Production) -> _Ready:
         reason = "Serving" if choice is None or choice.trial is not None else choice.reason
         why = f": {choice.message}" if choice is not None else ""
         return _Ready("True", reason, f"{served.message}{why}")
-    chosen = chosen_variant(observed, choice)
-    if chosen is None:
+    if chosen_variant(observed, choice) is None:
         text = f"ModelVariant {choice.variant} was chosen, but is gone; {served.message}"
         return _Ready("False", "VariantNotFound", text, stalled=True)
-    name = objects.rollout_name(observed.policy.meta.name, run.meta.name, chosen.spec.digest)
-    tried = next((r for r in observed.rollouts if r.meta.name == name), None)
-    back = find(tried.status.conditions, "RolledBack") if tried is not None else None
+    rollout = _current_rollout(observed, run)
+    back = find(rollout.status.conditions, "RolledBack") if rollout is not None else None
     if back is not None and back.status == "True":
         text = f"{choice.variant} was rolled back: {back.message}; {served.message}"
         return _Ready("True", "RolledBack", text)
-    if observed.policy.spec.suspended and tried is None:
+    if observed.policy.spec.suspended and rollout is None:
         text = f"spec.suspend is Enabled: {choice.variant} is not rolled out; {served.message}"
         return _Ready("False", "Suspended", text)
     text = f"{choice.variant} was chosen and has had its rollout; {served.message}"

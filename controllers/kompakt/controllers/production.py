@@ -17,21 +17,18 @@ from dataclasses import dataclass
 
 from kompakt.api import names
 from kompakt.api.policy import Serving
-from kompakt.api.profile import HardwareProfileSpec
 from kompakt.controllers import objects
 from kompakt.controllers.plan import (
     Apply,
     DeploymentState,
     PolicyObserved,
-    RolloutObject,
     RouteState,
     Run,
     Variant,
 )
 from kompakt.controllers.render.route import TrafficPlan, route_manifest
 from kompakt.controllers.render.serving import model_name, serving_manifests
-
-_OVER = frozenset({"Succeeded", "RolledBack"})
+from kompakt.controllers.rollout_case import is_under_way
 
 
 @dataclass(frozen=True)
@@ -47,11 +44,6 @@ class Production:
     message: str = ""
     """Why, or why not."""
     url: str | None = None
-
-
-def is_under_way(rollout: RolloutObject) -> bool:
-    """Whether a rollout may still move traffic."""
-    return rollout.status.stage not in _OVER
 
 
 def production(observed: PolicyObserved, run: Run | None) -> Production:
@@ -72,14 +64,7 @@ def production(observed: PolicyObserved, run: Run | None) -> Production:
     stable = _stable(observed, run)
     if stable is None:
         return _nothing(route)
-    profile = _profile(observed, serving)
-    if profile is None:
-        text = f"target {serving.target} has no HardwareProfile"
-        return Production(stable=stable, reason="HardwareProfileNotFound", message=text)
-    manifests = serving_manifests(
-        policy=observed.policy, variant=stable, profile=profile, settings=observed.settings
-    )
-    applies = [Apply(manifest) for manifest in manifests]
+    applies = _pods(observed, serving, stable)
     deployment = observed.deployments.get(
         objects.serving_name(observed.policy.meta.name, stable.spec.digest)
     )
@@ -118,12 +103,16 @@ def _stable(observed: PolicyObserved, run: Run | None) -> Variant | None:
     return last or variants.get((run and run.status.baseline_variant) or "")
 
 
-def _profile(observed: PolicyObserved, serving: Serving) -> HardwareProfileSpec | None:
-    targets = {target.name: target for target in observed.policy.spec.targets}
-    target = targets.get(serving.target)
-    if target is None:
-        return None
-    return observed.profiles.get(target.hardware_profile_ref.name)
+def _pods(observed: PolicyObserved, serving: Serving, stable: Variant) -> list[Apply]:
+    """Deployment and Service of the stable variant; as they are, while their profile is missing."""
+    targets = {t.name: t.hardware_profile_ref.name for t in observed.policy.spec.targets}
+    profile = observed.profiles.get(targets.get(serving.target, ""))
+    if profile is None:
+        return []
+    manifests = serving_manifests(
+        policy=observed.policy, variant=stable, profile=profile, settings=observed.settings
+    )
+    return [Apply(manifest) for manifest in manifests]
 
 
 def _route(observed: PolicyObserved, stable: Variant) -> dict[str, object]:
