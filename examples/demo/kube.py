@@ -144,7 +144,8 @@ class Kube:
                     msg = f"{method} {path}: {said}"
                     raise DemoError(msg)
                 return dict(content)
-        except (aiohttp.ClientError, TimeoutError) as error:
+        except (aiohttp.ClientError, TimeoutError, json.JSONDecodeError) as error:
+            # A proxy in front of a busy API server answers in plain text.
             msg = f"the cluster does not answer ({method} {path}): {error!r}"
             raise DemoError(msg) from error
 
