@@ -1,5 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Just enough of a Kubernetes client to wait by: authenticated GETs, and a poll with a deadline.
+"""Just enough of a Kubernetes client for a start: authenticated requests, and a poll with a
+deadline.
 
 A poll through kubectl would start a process of 140 MB ten times a second.
 """
@@ -16,7 +17,7 @@ from typing import Any
 from kompakt.localcluster.settings import API_PORT, CONTROL_PLANE_ADDRESS
 
 POLL_SECONDS = 0.05
-OK = 200
+OK, CREATED, CONFLICT = 200, 201, 409
 SYSTEM_NAMESPACE = "/api/v1/namespaces/kube-system"
 
 
@@ -29,13 +30,20 @@ class Client:
 
     def get(self, path: str) -> tuple[int, bytes]:
         """The status and body of a GET; raises OSError where no API server answers."""
+        return self._request("GET", path)
+
+    def create(self, path: str, body: bytes) -> tuple[int, bytes]:
+        """The status and body of a POST of JSON; raises OSError where no API server answers."""
+        return self._request("POST", path, body)
+
+    def _request(self, method: str, path: str, body: bytes | None = None) -> tuple[int, bytes]:
         context = ssl.create_default_context(cafile=str(self.pki / "ca.crt"))
         context.load_cert_chain(str(self.pki / "admin.crt"), str(self.pki / "admin.key"))
         connection = http.client.HTTPSConnection(
             CONTROL_PLANE_ADDRESS, API_PORT, context=context, timeout=self.timeout_seconds
         )
         try:
-            connection.request("GET", path)
+            connection.request(method, path, body, {"Content-Type": "application/json"})
             response = connection.getresponse()
             return response.status, response.read()
         except http.client.HTTPException as error:

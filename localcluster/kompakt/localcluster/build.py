@@ -17,6 +17,9 @@ import tempfile
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
+
+import yaml
 
 from kompakt.localcluster import golang
 from kompakt.localcluster.errors import LocalClusterError
@@ -42,7 +45,7 @@ COMPONENTS = (
 NEEDED_BYTES = 8 * 1024**3
 """Room for the module cache, the build cache and the results of a first build."""
 
-_STEPS = "3"
+_STEPS = "4"
 """Part of the key: raise it when a build of the same sources has another result."""
 
 
@@ -164,18 +167,11 @@ def _make_gateway(build: Build, target: Path, *, go: Path, progress: Progress) -
     )
     envoy_gateway = _module_folder(go, build, module)
     gateway_api = _module_folder(go, build, "sigs.k8s.io/gateway-api")
-    crds = target / "crds"
-    crds.mkdir()
-    for folder in (
+    _write_crds(
+        target / "crds",
         gateway_api / "config/crd/standard",
         envoy_gateway / "charts/gateway-helm/charts/crds/crds/generated",
-    ):
-        for file in sorted(folder.glob("*.yaml")):
-            # Envoy Gateway brings the experimental channel of the Gateway API too: the standard
-            # one wins.
-            standard = folder.is_relative_to(gateway_api)
-            if standard or file.name.startswith("gateway.envoyproxy.io_"):
-                shutil.copyfile(file, crds / file.name)
+    )
     shutil.copytree(
         envoy_gateway / "charts/gateway-helm",
         target / "chart",
@@ -183,6 +179,34 @@ def _make_gateway(build: Build, target: Path, *, go: Path, progress: Progress) -
     )
     for copied, _, _ in os.walk(target / "chart"):
         Path(copied).chmod(0o755)  # the module cache is read-only, and so are copies of its folders
+
+
+def _write_crds(target: Path, standard: Path, own: Path) -> None:
+    """Writes the kinds of the Gateway API and of Envoy Gateway, as JSON that can be sent as it is.
+
+    Envoy Gateway brings the experimental channel of the Gateway API too: the standard one wins.
+    """
+    target.mkdir()
+    files = [*standard.glob("*.yaml"), *own.glob("gateway.envoyproxy.io_*.yaml")]
+    for file in files:
+        for document in yaml.load_all(file.read_bytes(), Loader=yaml.CSafeLoader):
+            if document and document["kind"] == "CustomResourceDefinition":
+                path = target / f"{document['metadata']['name']}.json"
+                path.write_text(json.dumps(without_descriptions(document)))
+
+
+def without_descriptions(value: Any) -> Any:
+    """A schema without its prose: two thirds of what the API server would parse, merge and keep.
+
+    A property that is called `description` has a schema for a value, and stays.
+    """
+    if isinstance(value, dict):
+        return {
+            key: without_descriptions(item)
+            for key, item in value.items()
+            if not (key == "description" and isinstance(item, str))
+        }
+    return [without_descriptions(item) for item in value] if isinstance(value, list) else value
 
 
 def _module_folder(go: Path, build: Build, module: str) -> Path:

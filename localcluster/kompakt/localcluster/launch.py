@@ -240,7 +240,7 @@ class Launcher:
             certificates = pool.submit(
                 gateway.make_certificates, self.gateway.folder, self.settings.kubeconfig
             )
-            self._apply("-f", str(self.gateway.folder / "crds"))
+            gateway.create_kinds(self.client, self.gateway.folder / "crds")
             certificates.result()
         self._apply("-f", "-", stdin=rendered.result())
         served = functools.partial(gateway.kinds_served, self.client)
