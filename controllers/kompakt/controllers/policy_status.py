@@ -109,8 +109,10 @@ def write(
         )
     if run is not None and _succeeded(run):
         status = status.evolve(chosen=[_chosen(run, choice) for choice in run.status.choices])
-    if new_rollout is not None:
-        status = status.evolve(rollout=new_rollout)
+    known = _own_rollout(observed, run) if run is not None else None
+    if new_rollout is not None or known is not None:
+        # Also one that was made just before the operator died.
+        status = status.evolve(rollout=known.meta.name if known is not None else new_rollout)
     if observed.route is not None and served.stable is not None:
         status = status.evolve(
             serving_variant=served.stable.meta.name, serving_digest=served.stable.spec.digest
@@ -142,6 +144,9 @@ def _broken(problems: Sequence[Problem]) -> _Ready:
 
 
 def _without_run(observed: PolicyObserved, served: Production, *, done: bool) -> _Ready:
+    rollout = next((r for r in observed.rollouts if is_under_way(r)), None)
+    if rollout is not None:
+        return _rolling_out(rollout)
     if done:
         text = f"the run {observed.policy.status.run} has chosen, and was deleted; {served.message}"
         return _Ready("True", "Chosen", text)
@@ -184,9 +189,14 @@ def _after_run(
 def _current_rollout(observed: PolicyObserved, run: Run) -> RolloutObject | None:
     """The rollout that moves traffic, whoever made it, or else that of what the run chose."""
     under_way = next((r for r in observed.rollouts if is_under_way(r)), None)
+    return under_way or _own_rollout(observed, run)
+
+
+def _own_rollout(observed: PolicyObserved, run: Run) -> RolloutObject | None:
+    """The rollout of what the run chose."""
     chosen = chosen_variant(observed, served_choice(observed, run))
-    if under_way is not None or chosen is None:
-        return under_way
+    if chosen is None:
+        return None
     name = objects.rollout_name(observed.policy.meta.name, run.meta.name, chosen.spec.digest)
     return next((r for r in observed.rollouts if r.meta.name == name), None)
 
