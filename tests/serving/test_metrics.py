@@ -92,6 +92,9 @@ async def test_every_request_is_counted_once_under_one_outcome(
         assert (await served.call("POST", INFER, infer_body("good"), hurried)).status == 400
         for path in ("/v2/health/ready", "/metrics", "/v2/models/sentiment", "/nowhere"):
             await served.call("GET", path)
+        # A comparator's request: counted where it comes from.
+        shadow = {"x-kompakt-shadow": "1"}
+        assert (await served.call("POST", INFER, infer_body("good"), shadow)).status == 200
         # A caller that hangs up before its body is complete.
         assert (await served.call("POST", INFER, chunks=[])).status == 0
 
@@ -101,6 +104,7 @@ async def test_every_request_is_counted_once_under_one_outcome(
 
     variant = f'variant="{served.digest}"'
     assert series[f"kompakt_requests_started_total{{{variant}}}"] == 8
+    assert series[f"kompakt_shadow_requests_total{{{variant}}}"] == 1
     outcomes = {
         outcome: series[f'kompakt_requests_finished_total{{{variant},outcome="{outcome}"}}']
         for outcome in ("ok", "invalid", "error")

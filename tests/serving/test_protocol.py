@@ -264,10 +264,24 @@ async def test_before_the_model_is_loaded_inference_gets_503(
     assert (await caller("GET", "/v2/health/live")).status == 200
     assert (await caller("GET", "/v2/health/ready")).status == 503
     assert (await caller("GET", "/v2/models/sentiment")).status == 503
+    assert (await caller("GET", "/v2/models/sentiment/ready")).status == 503
     answer = await caller("POST", INFER, infer_body("good"))
     assert answer.status == 503
     assert "loading" in answer.json()["error"]
     assert (await caller("GET", "/metrics")).status == 200
+
+
+async def test_while_draining_it_is_not_ready_and_serves(
+    served: Any, infer_body: Callable[..., Any]
+) -> None:
+    """Whoever still comes is answered, and told to come elsewhere next time."""
+    served.endpoint.health.drain()
+    assert (await served.call("GET", "/v2/health/ready")).status == 503
+    assert (await served.call("GET", "/v2/health/live")).status == 200
+    assert (await served.call("GET", "/v2/models/sentiment/ready")).status == 200
+    answer = await served.call("POST", INFER, infer_body("good"))
+    assert answer.status == 200
+    assert answer.headers["connection"] == "close"
 
 
 async def test_padding_and_length_of_the_checkpoint_do_not_reach_the_model(

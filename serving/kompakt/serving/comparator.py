@@ -34,7 +34,6 @@ from kompakt.serving.legs import CANDIDATE, LEGS, REFERENCE, Leg, LegName, Reply
 from kompakt.serving.metrics import Family, Histogram, Registry, Sampled
 
 MAX_QUEUED_BYTES: Final = 64 * 1024 * 1024
-_HEADERS: Final = {"content-type": "application/json"}
 _log = logging.getLogger(__name__)
 
 
@@ -147,10 +146,10 @@ class Legs:
     async def ask(self, body: bytes, *, candidate_first: bool) -> tuple[Reply, Reply]:
         """The same request to both, one after the other: (reference's reply, candidate's)."""
         if candidate_first:
-            candidate = await self.candidate.call(body, _HEADERS)
-            return await self.reference.call(body, _HEADERS), candidate
-        reference = await self.reference.call(body, _HEADERS)
-        return reference, await self.candidate.call(body, _HEADERS)
+            candidate = await self.candidate.call(body)
+            return await self.reference.call(body), candidate
+        reference = await self.reference.call(body)
+        return reference, await self.candidate.call(body)
 
 
 class Comparator:

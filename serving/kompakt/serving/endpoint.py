@@ -2,7 +2,8 @@
 """The server's ASGI application: one model, one variant, its metrics.
 
 Whatever bytes arrive, the caller gets JSON and the worker lives. Every inference request is counted
-as started and as finished once, under one outcome; health, metadata and metrics are not counted.
+as started and as finished once, under one outcome; health, metadata and metrics are not counted,
+nor are the comparator's requests, which are no user's and are measured where they come from.
 """
 
 from __future__ import annotations
@@ -33,7 +34,9 @@ from kompakt.serving.asgi import (
 from kompakt.serving.classifier import NoTokensError, Prediction
 from kompakt.serving.metrics import Family, Histogram, Registry, Sampled
 from kompakt.serving.protocol import (
+    DEADLINE_HEADER,
     NO_BINARY,
+    SHADOW_HEADER,
     InvalidRequestError,
     parse_request,
     render_metadata,
@@ -42,7 +45,8 @@ from kompakt.serving.protocol import (
 from kompakt.serving.scheduler import DeadlineExceededError, QueueFullError, Scheduler
 
 VARIANT_HEADER: Final = b"x-kompakt-variant"
-DEADLINE_HEADER: Final = b"x-kompakt-deadline-ms"
+_DEADLINE: Final = DEADLINE_HEADER.encode()
+_SHADOW: Final = SHADOW_HEADER.encode()
 _BINARY_HEADER: Final = b"inference-header-content-length"
 _MAX_DEADLINE_MS: Final = 600_000
 _NS_PER_MS: Final = 1_000_000
@@ -95,12 +99,18 @@ class Meter:
             label="label",
             values=labels,
         )
+        self._shadow = Family(
+            "kompakt_shadow_requests_total",
+            "counter",
+            "Requests of a comparator, which counts them itself: in no other series here.",
+        )
         self.registry: Final = Registry({"variant": variant})
         self.registry.add(
             self._started,
             self._finished,
             self._duration,
             self._predictions,
+            self._shadow,
             Sampled("kompakt_queue_depth", "Requests that wait for a thread.", depth),
             Sampled(
                 "kompakt_model_load_seconds",
@@ -108,6 +118,10 @@ class Meter:
                 lambda: load_seconds,
             ),
         )
+
+    def shadow(self) -> None:
+        """A comparator's request began; it is neither started nor finished."""
+        self._shadow.add()
 
     def started(self) -> None:
         """The headers of an inference request were read."""
@@ -212,7 +226,9 @@ class Endpoint:
                 await self._infer(_loaded(model), scope, receive, respond)
             case ["ready"]:
                 require_method(scope, "GET", "HEAD")
-                await respond.readiness()
+                # Also while draining: it still answers whom an old route sends here.
+                _loaded(model)
+                await respond.json(200, {"name": self.model_name, "ready": True})
             case []:
                 require_method(scope, "GET", "HEAD")
                 loaded = _loaded(model)
@@ -232,7 +248,11 @@ class Endpoint:
         self, model: ServedModel, scope: Scope, receive: Receive, respond: Responder
     ) -> None:
         arrival = first_byte_ns(scope)
-        model.meter.started()
+        counted = header(scope, _SHADOW) is None
+        if counted:
+            model.meter.started()
+        else:
+            model.meter.shadow()
         outcome: Outcome = "error"
         labels: list[str] = []
         try:
@@ -272,7 +292,8 @@ class Endpoint:
             outcome = "error" if error.status >= _SERVER_ERRORS else "invalid"
             raise
         finally:
-            model.meter.finished(outcome, time.monotonic_ns() - arrival, labels)
+            if counted:
+                model.meter.finished(outcome, time.monotonic_ns() - arrival, labels)
 
 
 def _loaded(model: ServedModel | None) -> ServedModel:
@@ -291,14 +312,14 @@ def _refuse_binary(scope: Scope) -> None:
 
 
 def _deadline_ms(scope: Scope) -> int | None:
-    text = header(scope, DEADLINE_HEADER)
+    text = header(scope, _DEADLINE)
     if text is None:
         return None
     plausible = text.isdigit() and len(text) <= len(str(_MAX_DEADLINE_MS))
     milliseconds = int(text) if plausible else 0
     if not 1 <= milliseconds <= _MAX_DEADLINE_MS:
         raise InvalidRequestError(
-            f"header {DEADLINE_HEADER.decode()} must be whole milliseconds from 1 to "
+            f"header {DEADLINE_HEADER} must be whole milliseconds from 1 to "
             f"{_MAX_DEADLINE_MS}, counted from the request's arrival"
         )
     return milliseconds

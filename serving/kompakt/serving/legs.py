@@ -7,7 +7,6 @@ import asyncio
 import enum
 import logging
 import time
-from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Final, Literal
 from urllib.parse import quote
@@ -15,13 +14,19 @@ from urllib.parse import quote
 import aiohttp
 import orjson
 
-from kompakt.serving.protocol import LABEL
+from kompakt.serving.protocol import DEADLINE_HEADER, LABEL, SHADOW_HEADER
 
 REFERENCE: Final = "reference"
 CANDIDATE: Final = "candidate"
 LEGS: Final = (REFERENCE, CANDIDATE)
 _REFUSALS: Final = frozenset({400, 413, 415})
 """Statuses that say: the request is wrong. Anything else but 200 is the server's failure."""
+_HEADERS: Final = {
+    "content-type": "application/json",
+    SHADOW_HEADER: "1",
+    # Later than any user's: in a canary, users' requests go first.
+    DEADLINE_HEADER: "30000",
+}
 _LOG_EVERY_SECONDS: Final = 10.0
 
 LegName = Literal["reference", "candidate"]
@@ -64,12 +69,12 @@ class Leg:
         self._model_url = f"{url.rstrip('/')}/v2/models/{quote(model_name, safe='')}"
         self._logged = float("-inf")
 
-    async def call(self, body: bytes, headers: Mapping[str, str] | None = None) -> Reply:
+    async def call(self, body: bytes) -> Reply:
         """Send an inference request. Never raises for what a server or a network can do."""
         begin = time.monotonic_ns()
         try:
             async with self._session.post(
-                f"{self._model_url}/infer", data=body, headers=headers
+                f"{self._model_url}/infer", data=body, headers=_HEADERS
             ) as response:
                 content = await response.read()
                 nanoseconds = time.monotonic_ns() - begin
