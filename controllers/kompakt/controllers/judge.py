@@ -15,9 +15,9 @@ Invariants:
 - a wrong Fail and a wrong Pass have probabilities of their own. The priors differ too: any prior is
   valid, each is chosen for quick decisions on its side of the limit (bench figures are in the
   tests);
-- a Fail against a stable variant needs both: the limit is broken, and the candidate is worse than
-  the stable variant over the same time by more than the margin. Either test alone is wrong with
-  probability alpha at most, so both together are too, and neither needs a share of the other;
+- a Fail needs both: the limit is broken, and the candidate is worse than the stable variant over
+  the same time by more than the margin. Either test alone is wrong with probability alpha at most,
+  so both together are too, and neither needs a share of the other;
 - requests are taken as independent. Bursts are not: slow requests come together, so real odds are
   worse than the nominal ones until counts are tested by time window with their variance inflation.
 """
@@ -30,6 +30,7 @@ from dataclasses import dataclass
 from kompakt.api.rollout import CounterPoint, Verdict
 
 _BISECTIONS = 32
+_TRISECTIONS = 60
 _FAIL_PRIOR = (0.5, 4.0)
 _STAKES = tuple(0.5 * 2 ** (-i / 2) for i in range(16))
 _MOST_SAMPLES = 2**40
@@ -56,6 +57,8 @@ class Finding:
     high: float
     limit: float
     message: str
+    broken: bool = False
+    """The limit is broken; it is a Fail unless the stable variant may be as bad."""
     environment: bool = False
     """The limit is broken, and the stable variant breaks it as well: not the candidate's fault."""
 
@@ -110,7 +113,9 @@ def judge_ratio(
     elif low > limit:
         sure = f"{seen}: {_sure(odds.wrong_fail)} at least {percent(low)}"
         broken = f"{sure}, above the limit of {percent(limit)}"
-        if reference is None or _worse(candidate, reference, odds.wrong_fail, limit, margin):
+        if reference is None or _worse(
+            candidate, reference, odds.wrong_fail, limit=limit, margin=margin
+        ):
             verdict, message = "Fail", broken
         else:
             environment = lower_bound(reference, odds.wrong_fail) > limit
@@ -138,6 +143,7 @@ def judge_ratio(
         high=high,
         limit=limit,
         message=message,
+        broken=candidate.total > 0 and low > limit,
         environment=environment,
     )
 
@@ -259,15 +265,39 @@ def _bound(point: CounterPoint, alpha: float, *, prior: tuple[float, float], end
 
 
 def _worse(
-    candidate: CounterPoint, reference: CounterPoint, alpha: float, limit: float, margin: float
+    candidate: CounterPoint, reference: CounterPoint, alpha: float, *, limit: float, margin: float
 ) -> bool:
-    """Whether the candidate's ratio is above the stable variant's by more than the margin: two
-    confidence sequences that lie apart, each with half of the error probability.
+    """Whether the candidate's ratio is above the stable variant's by more than the margin.
+
+    The likelihood of both, mixed over ratios, is divided by the largest that it has when the
+    candidate is not worse (universal inference: Wasserman, Ramdas and Balakrishnan 2020, PNAS
+    117:16880). That is below the martingale which divides by the true likelihood, so the odds are
+    those of the confidence sequences; and it needs far fewer requests than two confidence sequences
+    that lie apart.
     """
-    if reference.total == 0:
+    if reference.total == 0 or candidate.bad / candidate.total <= _ratio(reference) + margin:
         return False
-    theirs = upper_bound(reference, alpha / 2, limit=limit)
-    return lower_bound(candidate, alpha / 2) > theirs + margin
+    mixture = _log_mixture(candidate.bad, candidate.total, _FAIL_PRIOR)
+    mixture += _log_mixture(reference.bad, reference.total, _pass_prior(limit))
+
+    def log_likelihood(ratio: float) -> float:
+        """Of both, when the candidate is just not worse."""
+        ours = _log_likelihood(candidate.bad, candidate.total, ratio + margin)
+        return ours + _log_likelihood(reference.bad, reference.total, ratio)
+
+    # It is concave, and the likeliest ratio lies between what was seen of either.
+    low, high = _ratio(reference), min(_ratio(candidate) - margin, 1 - margin)
+    for _ in range(_TRISECTIONS):
+        third = (high - low) / 3
+        if log_likelihood(low + third) < log_likelihood(high - third):
+            low += third
+        else:
+            high -= third
+    return mixture - log_likelihood((low + high) / 2) >= -math.log(alpha)
+
+
+def _ratio(point: CounterPoint) -> float:
+    return point.bad / point.total
 
 
 def _drop_bound(*, pairs: int, lost: int, gained: int, alpha: float) -> float:

@@ -60,6 +60,8 @@ class Assessment:
 
     slo: Slo
     verdict: SloVerdict
+    broken: bool = False
+    """The limit is broken, whoever is to blame: no reason to go on."""
     environment: bool = False
 
     @property
@@ -240,6 +242,7 @@ def _assess(
             limit_basis_points=_basis_points(most),
             message=message[:_MESSAGE_MAX],
         ),
+        broken=found.broken,
         environment=environment,
     )
 

@@ -231,7 +231,10 @@ def _move(case: Case, move: Move, seen: Seen) -> Plan:
         status = begun(_with(case, status), seen.ledger, restarted=move.stage == "Held")
     after = _with(case, _written(case, status, reason=move.reason, message=move.message))
     emit = Emit(move.reason, move.message, warning=move.warning)
-    if move.stage in OVER:
+    if move.stage == "RolledBack":
+        text = f"all traffic is on {case.stable.name}: {move.message}"
+        return _end(case, after, move, Emit("RolledBack", text))
+    if move.stage == "Succeeded":
         return _end(case, after, move, emit)
     return Plan(
         (

@@ -14,6 +14,7 @@ from dataclasses import dataclass
 
 from kompakt.api import names
 from kompakt.api.rollout import VariantRolloutStatus
+from kompakt.controllers import objects
 from kompakt.controllers.conditions import find, is_true
 from kompakt.controllers.plan import Policy, RolloutObserved, Variant
 from kompakt.controllers.rollout_case import (
@@ -74,29 +75,39 @@ def serves_already(observed: RolloutObserved) -> Variant | None:
 
 
 def recovered(observed: RolloutObserved) -> VariantRolloutStatus | None:
-    """The status of a rollout that has lost it, from what route and variants tell: a promotion that
-    is watched, or, when the rollout is to be deleted, traffic to be put back.
+    """The status of a rollout that has begun and lost it, from what route, Deployments and variants
+    tell; None when there is nothing to go on with, or to undo.
     """
     route, status = observed.route, observed.rollout.status
-    if route is None or status.stage is not None:
+    if route is None or status.stage is not None or any(map(is_under_way, observed.others)):
         return None
     told = route.annotations
-    stable, former = told.get(names.STABLE_ANNOTATION), told.get(names.FORMER_ANNOTATION)
-    name = observed.rollout.spec.candidate_ref.name
-    watched = former is not None and stable == name
-    shared = told.get(names.CANDIDATE_ANNOTATION) == name and observed.rollout.meta.deleting
-    before = observed.variants.get((former if watched else stable) or "")
-    candidate = observed.variants.get(name)
-    if not (watched or shared) or before is None or candidate is None:
+    former = told.get(names.FORMER_ANNOTATION)
+    stable = former or told.get(names.STABLE_ANNOTATION)
+    wanted = observed.rollout.spec.candidate_ref.name
+    name = told.get(names.STABLE_ANNOTATION if former else names.CANDIDATE_ANNOTATION, wanted)
+    before, candidate = observed.variants.get(stable or ""), observed.variants.get(name)
+    if before is None or candidate is None or before.spec.digest == candidate.spec.digest:
         return None
-    if any(is_under_way(other) for other in observed.others):
+    meta, policy = observed.rollout.meta, observed.rollout.spec.policy_ref.name
+    remains = {
+        objects.reference_name(meta.name),
+        objects.comparator_name(meta.name),
+        objects.serving_name(policy, candidate.spec.digest),
+    }
+    if (
+        not former
+        and names.CANDIDATE_ANNOTATION not in told
+        and not remains & {*observed.deployments}
+    ):
         return None
     return status.evolve(
-        stage="Watching" if watched else "Shadow",
+        stage="Watching" if former else "Pending",
         stable_variant=before.meta.name,
         stable_digest=before.spec.digest,
         candidate_variant=candidate.meta.name,
         candidate_digest=candidate.spec.digest,
+        stage_started_unix_milliseconds=None if former else int(observed.now * 1000),
     )
 
 

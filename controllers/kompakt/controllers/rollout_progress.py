@@ -14,6 +14,8 @@ from kompakt.controllers.rollout_objects import can_take
 
 ACCEPT_SECONDS = 30
 """A route that a working gateway has not taken by then is wrong."""
+GONE_SECONDS = 300
+"""A gateway that may be gone has not answered by then."""
 _RECOVERY_REQUESTS = 20
 _RATE_SECONDS = 10
 _MESSAGE_MAX = 1024
@@ -33,9 +35,12 @@ def cannot_begin(case: Case, seen: Seen) -> str:
     if case.stage == "RollingBack":
         if case.route is None and case.policy is None:
             return ""
-        written = case.intent.is_in(case.route)
-        unheard = written and (not case.gateway_works or case.since_decision > ACCEPT_SECONDS)
-        return can_take(case, case.intent) or ("" if case.taken or unheard else untaken(case))
+        # Proxies go on as they were while their gateway is down, so the candidate's pods stay. But
+        # a gateway that is gone will not answer, and without a policy we cannot know which it is.
+        patience = ACCEPT_SECONDS if case.policy is not None else GONE_SECONDS
+        gone = case.observed.gateway is None and case.since_decision > patience
+        heard = case.taken or (gone and case.intent.is_in(case.route))
+        return can_take(case, case.intent) or ("" if heard else untaken(case))
     if case.stage == "Watching":
         return "" if case.taken else untaken(case)
     if not case.taken or case.observed.probe_ok is False:
@@ -75,7 +80,9 @@ def lacking(case: Case, seen: Seen) -> list[str]:
     promotes = not shadow and case.step == len(steps) - 1
     for one in seen.assessed:
         only_here = shadow and one.slo.type == "Disagreement"
-        if (promotes or only_here) and not one.certified:
+        if one.broken:
+            found.append(f"{one.slo.name}: {one.verdict.message}")
+        elif (promotes or only_here) and not one.certified:
             found.append(f"{one.slo.name} is not certified: {one.verdict.message}")
         looked = seen.ledger.of(one.slo).pooled.total > 0
         if promotes and one.slo.type == "Accuracy" and not looked:

@@ -295,13 +295,13 @@ def _rolling_back(case: Case, seen: Seen) -> Outcome:
     decisions = case.status.decisions
     reason = decisions[-1].reason if decisions else "RollingBack"
     message = decisions[-1].message if decisions else ""
-    if not case.running:
-        waits = can_take(case, case.intent) or cannot_begin(case, seen)
-        return Wait(reason, f"{message}; {waits}" if waits else message)
-    gone = case.route is None and case.policy is None
-    if case.in_stage < DRAIN_SECONDS or not (gone or case.intent.is_in(case.route)):
-        return Wait(reason, f"{message}; waiting for requests under way")
-    return Move("RolledBack", reason, message, warning=bool(decisions))
+    # Asked again at the end: the first answer may have been an old one.
+    waits = cannot_begin(case, seen)
+    if not waits and (not case.running or case.in_stage < DRAIN_SECONDS):
+        waits = "waiting for requests under way"
+    if waits:
+        return Wait(reason, f"{message}; {waits}")
+    return Move("RolledBack", reason, message)
 
 
 _STAGES: Mapping[str, Callable[[Case, Seen], Outcome]] = {
