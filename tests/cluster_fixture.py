@@ -23,7 +23,7 @@ from kompakt.localcluster import cluster as localcluster
 from kompakt.localcluster.progress import Progress
 from kompakt.localcluster.settings import GATEWAY_NAME, GATEWAY_NAMESPACE, from_environment
 
-COMMAND_SECONDS = 90
+COMMAND_SECONDS = 180
 
 
 @dataclass(frozen=True)

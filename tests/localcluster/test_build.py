@@ -1,10 +1,12 @@
 # SPDX-License-Identifier: Apache-2.0
 from __future__ import annotations
 
+import json
 import re
 from pathlib import Path
 
 import pytest
+import yaml
 
 from kompakt.localcluster import build, golang
 from kompakt.localcluster.errors import LocalClusterError
@@ -144,3 +146,22 @@ def test_a_full_disk_is_seen_before_the_build(
     with pytest.raises(LocalClusterError, match="GiB free, and a first build needs") as caught:
         build.ensure([wanted], settings, Progress())
     assert "XDG_CACHE_HOME" in caught.value.remedy
+
+
+def test_kinds_lose_their_prose_and_nothing_else(tmp_path: Path) -> None:
+    """A field that is called `description` stays; the standard channel is written, in JSON."""
+    standard, own, target = tmp_path / "standard", tmp_path / "own", tmp_path / "crds"
+    for folder in (standard, own):
+        folder.mkdir()
+    schema = {"description": "prose", "properties": {"description": {"type": "string"}}}
+    crd = {
+        "kind": "CustomResourceDefinition",
+        "metadata": {"name": "gateways.example.com"},
+        "spec": {"versions": [{"schema": {"openAPIV3Schema": schema}}]},
+    }
+    (standard / "gateways.yaml").write_text(yaml.safe_dump_all([crd, {"kind": "Policy"}]))
+    (own / "gateway.networking.k8s.io_gateways.yaml").write_text(yaml.safe_dump(crd))
+    build._write_crds(target, standard, own)
+    (file,) = target.iterdir()
+    found = json.loads(file.read_text())["spec"]["versions"][0]["schema"]["openAPIV3Schema"]
+    assert found == {"properties": {"description": {"type": "string"}}}

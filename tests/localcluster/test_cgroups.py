@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 import pytest
@@ -84,6 +85,10 @@ def test_v1_waits_for_the_kubelet(version_1: cgroups.Hierarchies) -> None:
     """
     cgroups.create(version_1)
     assert cpus(version_1, "edge-0") == "0-2"
+    weights = version_1.root_of("cpu")
+    assert weights
+    outweighs = int((weights / "kompakt-system/cpu.shares").read_text())
+    assert outweighs > int((weights / "kompakt/cpu.shares").read_text()) > 1024
     root = version_1.root_of("cpuset")
     assert root
     for node in ("cpu-0", "edge-0"):
@@ -104,6 +109,8 @@ def test_v2_confines_a_node_as_a_whole(tmp_path: Path) -> None:
     assert cpus(found, "edge-0") == "3"
     assert cpus(found, "cpu-0") == "0,1,2"
     assert (tmp_path / "kompakt/cgroup.subtree_control").exists()
+    outweighs = int((tmp_path / "kompakt-system/cpu.weight").read_text())
+    assert outweighs > int((tmp_path / "kompakt/cpu.weight").read_text()) > 100
 
 
 def test_groups_are_removed_from_every_hierarchy(tmp_path: Path) -> None:
@@ -117,3 +124,9 @@ def test_groups_are_removed_from_every_hierarchy(tmp_path: Path) -> None:
     assert cgroups.remove(found) == [tmp_path / "memory/kompakt"]
     assert not (tmp_path / "cpu/kompakt").exists()
     assert not (tmp_path / "unified/kompakt").exists()
+
+
+def test_processes_of_the_machine_are_not_ours() -> None:
+    """What is not in one of the cluster's groups is nothing that `down` may kill."""
+    assert not cgroups.holds(os.getpid())
+    assert not cgroups.holds(2**22 + 1)

@@ -70,3 +70,18 @@ def test_an_unknown_log_names_those_that_exist(
     assert cli.main(["logs", "../secret"]) == 1
     assert "Name one of them (etcd)." in capsys.readouterr().err
     assert cli.main(["logs", "etcd"]) == 0
+
+
+def test_a_refused_file_is_no_traceback(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Whoever may not read the state is told which file, and that root may."""
+
+    def refuse(*_: object, **__: object) -> None:
+        raise PermissionError(13, "Permission denied", "/var/lib/kompakt")
+
+    monkeypatch.setattr(cluster, "status", refuse)
+    assert cli.main(["status"]) == 1
+    said = capsys.readouterr().err
+    assert "/var/lib/kompakt: Permission denied." in said
+    assert "as root" in said
