@@ -31,6 +31,7 @@ NO_VARIANT = "NoVariantPassesGates"
 """The reason of a choice that is no variant: the source goes on."""
 _FULL = 10_000
 _MEBIBYTE = 2**20
+_MILLION = 1_000_000
 _MESSAGE_MAX = 1000
 _DEFAULT_CONFIDENCE_PERCENT = 95
 _BEST: dict[Optimize, str] = {
@@ -363,7 +364,7 @@ def _praise(best: _Verdict, *, drop: int | None, bound: int | None, passing: int
     if best.candidate.trial is not None:
         parts.append(f"accuracy drop {drop} basis points, at most {bound}")
     if cost:
-        parts.append(f"{cost} millionths of a currency unit per million inferences")
+        parts.append(f"{cost / _MILLION:.3f} per million inferences, in the profile's currency")
     return f"{best.candidate.label}, best of {passing} that pass: {', '.join(parts)}"
 
 
