@@ -109,7 +109,10 @@ def wanted(source: Path, settings: Settings, monkeypatch: pytest.MonkeyPatch) ->
 def test_a_build_appears_as_a_whole(
     wanted: build.Build, settings: Settings, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Every component is a name of the one binary, and the folder has no traces of the work."""
+    """Every component is a name of the one binary, and no trace of the work is left: neither of
+    this builder, nor of one that was killed.
+    """
+    (wanted.folder.parent / ".draft-controlplane-killed/result").mkdir(parents=True)
     go = fake_go(tmp_path, 'echo k8s.io/api >&2; echo binary > "$output"')
     monkeypatch.setattr(golang, "find", lambda *_: go)
     build.ensure([wanted], settings, Progress())

@@ -154,3 +154,17 @@ def test_mounts_are_found_innermost_first() -> None:
         "/s/state/edge-0/run/a/with space",
         "/s/state/edge-0/run/a",
     ]
+
+
+@pytest.mark.parametrize(
+    ("machine", "pods"),
+    [
+        ("search lan\nnameserver 192.0.2.53\nnameserver 127.0.0.1\n", "nameserver 192.0.2.53\n"),
+        ("nameserver 127.0.0.53\noptions edns0\n", "nameserver 10.88.0.1\n"),
+        ("", "nameserver 10.88.0.1\n"),
+    ],
+    ids=["one of two", "a local stub only", "none"],
+)
+def test_pods_never_ask_their_own_loopback(machine: str, pods: str) -> None:
+    """The machine's loopback is not the pod's; without a server, names fail at once."""
+    assert network.resolver(machine) == pods

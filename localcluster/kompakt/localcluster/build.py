@@ -45,6 +45,7 @@ COMPONENTS = (
 NEEDED_BYTES = 8 * 1024**3
 """Room for the module cache, the build cache and the results of a first build."""
 
+DRAFT = ".draft-"
 _STEPS = "4"
 """Part of the key: raise it when a build of the same sources has another result."""
 
@@ -126,6 +127,8 @@ def ensure(builds: Iterable[Build], settings: Settings, progress: Progress) -> N
         progress.stage("build", "building Kubernetes and the gateway from source, once"),
         locked(settings.cache / "bin" / "build.lock", on_wait=waiting),
     ):
+        for draft in (settings.cache / "bin").glob(f"{DRAFT}*"):
+            shutil.rmtree(draft)  # of a builder that was killed
         progress.detail("looking for Go")
         needed = max(golang.needed(build.source) for build in missing)
         go = golang.find(needed, settings.cache, progress)
@@ -136,7 +139,9 @@ def ensure(builds: Iterable[Build], settings: Settings, progress: Progress) -> N
 
 def _make(build: Build, *, go: Path, progress: Progress) -> None:
     build.folder.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(prefix=f".{build.name}-", dir=build.folder.parent) as draft:
+    with tempfile.TemporaryDirectory(
+        prefix=f"{DRAFT}{build.name}-", dir=build.folder.parent
+    ) as draft:
         target = Path(draft) / "result"
         target.mkdir()
         maker = {"controlplane": _make_controlplane, "gateway": _make_gateway}[build.name]

@@ -16,7 +16,7 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from kompakt.localcluster import build, cluster, state
+from kompakt.localcluster import build, cluster, host, state
 from kompakt.localcluster.errors import LocalClusterError
 from kompakt.localcluster.progress import Progress
 from kompakt.localcluster.settings import Settings, from_environment
@@ -71,6 +71,7 @@ def _down(settings: Settings, _arguments: argparse.Namespace, progress: Progress
 
 
 def _build(settings: Settings, _arguments: argparse.Namespace, progress: Progress) -> int:
+    host.check_here()  # a build takes minutes: first whether it will be of use
     builds = cluster.Builds.of(settings)
     build.ensure((builds.controlplane, builds.gateway), settings, progress)
     sys.stdout.write(f"{builds.controlplane.folder}\n{builds.gateway.folder}\n")

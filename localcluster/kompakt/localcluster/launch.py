@@ -191,6 +191,7 @@ class Launcher:
             "scheduler.yaml": render.scheduler_configuration(settings),
             "kube-proxy.yaml": render.proxy_configuration(settings, node=NODES[0]),
             "cni/10-kompakt.conflist": render.network_configuration(settings),
+            "resolv.conf": network.resolver(network.host_resolver()),
             "host-userland.json": render.host_userland(default_spec, mounts),
         }
         for node in NODES:

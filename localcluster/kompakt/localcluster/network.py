@@ -20,6 +20,7 @@ from kompakt.localcluster.errors import OTHER_CLUSTER, LocalClusterError
 from kompakt.localcluster.process import run
 from kompakt.localcluster.settings import (
     BRIDGE,
+    CONTROL_PLANE_ADDRESS,
     NFT_TABLE,
     NODES,
     POD_CIDR,
@@ -105,6 +106,30 @@ def create() -> None:
     run(["ip", "route", "replace", str(SERVICE_CIDR), "dev", BRIDGE], what="route the Services")
     run(["nft", "-f", "-"], what="let pods reach other machines", stdin=masquerade_rules())
     _accept_forwarding()
+
+
+def resolver(configuration: str) -> str:
+    """The machine's resolv.conf as pods can use it: its own loopback would be the pod's.
+
+    Without any other name server it names the bridge, where nothing listens: a name of the outside
+    then fails at once, and not after a time limit.
+    """
+    servers = [
+        words[1]
+        for words in map(str.split, configuration.splitlines())
+        if len(words) > 1
+        and words[0] == "nameserver"
+        and not ipaddress.ip_address(words[1]).is_loopback
+    ]
+    return "".join(f"nameserver {server}\n" for server in servers or [CONTROL_PLANE_ADDRESS])
+
+
+def host_resolver() -> str:
+    """What this machine asks for names; behind systemd-resolved, what that asks."""
+    for path in (Path("/run/systemd/resolve/resolv.conf"), Path("/etc/resolv.conf")):
+        if path.exists():
+            return path.read_text()
+    return ""
 
 
 def masquerade_rules() -> str:

@@ -281,6 +281,7 @@ def kubelet_configuration(settings: Settings, node: Node) -> str:
             "containerRuntimeEndpoint": f"unix://{settings.containerd_socket(node)}",
             "clusterDNS": [DNS_ADDRESS],
             "clusterDomain": "cluster.local",
+            "resolvConf": str(settings.state / "resolv.conf"),
             "address": node.address,
             "port": node.kubelet_port,
             "healthzBindAddress": "127.0.0.1",
