@@ -33,9 +33,9 @@ from examples.sentiment.prepare import Example
 from kompakt.api.policy import CompressionPolicySpec
 
 MANIFESTS: Final = ROOT / "examples" / "sentiment"
-CALM_RATE: Final = 15.0
+CALM_RATE: Final = 10.0
 """Requests a second while models are compressed: on two cores they would slow each other down."""
-BUSY_RATE: Final = 40.0
+BUSY_RATE: Final = 25.0
 """Requests a second during rollouts."""
 _POLL_SECONDS: Final = 0.4
 _PATIENCE_SECONDS: Final = 30.0
@@ -352,7 +352,9 @@ class Demo:
         rollout: str | None = None,
         wanted: str | None = None,
     ) -> None:
-        """Wait for something; an end of the rollout that is not the wanted one ends the wait."""
+        """Wait for something; an end of the rollout that is not the wanted one ends the wait. A
+        held rollout has not ended: it goes on when what holds it is over.
+        """
         deadline = time.monotonic() + seconds
         while not done():
             self._give_up_early(rollout, wanted)
@@ -368,5 +370,5 @@ class Demo:
                 raise self.broken(f"run {run.name if run else ''} failed: {condition.message}")
         seen = self.history.snapshot.rollout(rollout) if rollout else None
         stage = seen.status.stage if seen else None
-        if stage in {"Succeeded", "RolledBack", "Held"} and stage != wanted:
+        if stage in {"Succeeded", "RolledBack"} and stage != wanted:
             raise self.broken(f"rollout {rollout} ended as {stage}, not as {wanted or 'expected'}")
