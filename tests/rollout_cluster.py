@@ -98,6 +98,7 @@ class Cluster:
         self.requests_per_second = requests_per_second
         self.now = START
         self.gateway_works = True
+        self.gateway_refuses = False
         self.metrics_work = True
         self.deployments: dict[str, Pods] = {}
         self.services: set[str] = set()
@@ -115,7 +116,8 @@ class Cluster:
     def tick(self) -> None:
         """One second: the gateway takes the route, users send requests, pods are scraped."""
         self.now += 1
-        if self.route is not None and self.gateway_works and self._is_due:
+        willing = self.gateway_works and not self.gateway_refuses
+        if self.route is not None and willing and self._is_due:
             self.taken = self.live
         for _ in range(self.requests_per_second):
             self._request()

@@ -1,22 +1,28 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The rules of safety, as far as a single write of the operator can break them."""
+"""The rules of safety, as far as a single write of the operator can break them, and worlds in
+which every write is watched.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
+from typing import Any
 
 from rollout_world import World
 
 from kompakt.api import names
+from kompakt.api.base import Condition
 from kompakt.api.rollout import VariantRolloutStatus
 from kompakt.api.strategy import Rollout
 from kompakt.controllers import objects
+from kompakt.controllers.conditions import find
 from kompakt.controllers.plan import (
     Action,
     Apply,
     Delete,
     DeploymentState,
     Manifest,
+    Plan,
     RolloutObserved,
     SetFinalizer,
     WriteStatus,
@@ -25,6 +31,37 @@ from kompakt.controllers.plan import (
 
 class SafetyError(AssertionError):
     """A write of the operator would break a rule."""
+
+
+def world(**changes: Any) -> World:
+    """A cluster whose every write is watched."""
+    return World(watch=watch, **changes)
+
+
+def at(stage: str, **changes: Any) -> World:
+    """A cluster whose rollout has reached a stage, and whose evidence has begun."""
+    found = world(**changes)
+    found.run(120, until=(stage,))
+    assert found.stage == stage
+    found.step()
+    found.step()
+    return found
+
+
+def ready(found: World) -> Condition:
+    """The condition that the printer columns show."""
+    condition = find(found.status.conditions, "Ready")
+    assert condition is not None
+    return condition
+
+
+def kinds(plan: Plan | None) -> list[str]:
+    """What a plan does, in short."""
+    assert plan is not None
+    return [
+        action.manifest["kind"] if isinstance(action, Apply) else type(action).__name__
+        for action in plan.actions
+    ]
 
 
 def watch(world: World, observed: RolloutObserved, action: Action) -> None:

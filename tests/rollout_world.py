@@ -123,14 +123,16 @@ class World(Cluster):
 
     def annotate(self, action: str, actor: str = "alice") -> None:
         """Ask for an action."""
-        wish = {names.ACTION_ANNOTATION: action, names.ACTOR_ANNOTATION: actor}
-        self._change(annotations={**self._object.meta.annotations, **wish})
+        if self.rollout is not None:
+            wish = {names.ACTION_ANNOTATION: action, names.ACTOR_ANNOTATION: actor}
+            self._change(annotations={**self.rollout.meta.annotations, **wish})
 
     def change_candidate(self, digest: str) -> None:
         """Edit spec.candidateRef."""
-        spec = self._object.spec.evolve(candidate_ref=LocalRef(name=name_of(digest)))
-        self.rollout = replace(self._object, spec=spec)
-        self._change(generation=self._object.meta.generation + 1)
+        if self.rollout is not None:
+            spec = self.rollout.spec.evolve(candidate_ref=LocalRef(name=name_of(digest)))
+            self.rollout = replace(self.rollout, spec=spec)
+            self._change(generation=self.rollout.meta.generation + 1)
 
     def delete_rollout(self) -> None:
         """`kubectl delete vro`."""

@@ -6,25 +6,40 @@ metrics and gateway, pods that break, people who abort, promote, delete and chan
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from typing import Any
 
+import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from rollout_cluster import Behaviour
 from rollout_rules import watch
-from rollout_world import CANDIDATE, OTHER, OVER, STABLE, World, service_of
+from rollout_world import CANDIDATE, OTHER, OVER, STABLE, STRATEGY, World, service_of
 
 from kompakt.api import names
 from kompakt.controllers import objects
+from kompakt.controllers.plan import Action, RolloutObserved
 
 GOOD = Behaviour()
 BEHAVIOURS = {
     "good": GOOD,
     "disagrees": Behaviour(differ=0.4),
-    "slow": Behaviour(slow=0.5),
+    "slow": Behaviour(slow=0.8),
     "fails": Behaviour(error=0.4),
     "inaccurate": Behaviour(lost=80),
 }
-QUICK = {"watchSeconds": 6, "deadlineSeconds": 120}
+QUICK: dict[str, Any] = {
+    "requests_per_second": 20,
+    "shadow": {"percent": 100, "minimumPairs": 30},
+    "canary": {
+        "steps": [
+            {"weightPermille": 200, "minimumRequests": 10},
+            {"weightPermille": 500, "minimumRequests": 30},
+        ]
+    },
+    "slos": [STRATEGY["slos"][0] | {"goodBasisPoints": 8000}, *STRATEGY["slos"][1:]],
+    "watchSeconds": 3,
+    "deadlineSeconds": 90,
+}
 
 Event = Callable[[World], object]
 EVENTS: dict[str, Event] = {
@@ -38,10 +53,10 @@ EVENTS: dict[str, Event] = {
     "gateway is mended": lambda w: setattr(w, "gateway_works", True),
     "metrics break": lambda w: setattr(w, "metrics_work", False),
     "metrics are mended": lambda w: setattr(w, "metrics_work", True),
-    "abort": lambda w: w.rollout and w.annotate("abort"),
-    "promote": lambda w: w.rollout and w.annotate("promote"),
+    "abort": lambda w: w.annotate("abort"),
+    "promote": lambda w: w.annotate("promote"),
     "status is lost": lambda w: w.lose_status(),
-    "other candidate": lambda w: w.rollout and w.change_candidate(OTHER),
+    "other candidate": lambda w: w.change_candidate(OTHER),
     "rollout is deleted": lambda w: w.delete_rollout(),
     "policy is deleted": lambda w: w.delete_policy(),
 }
@@ -66,7 +81,7 @@ def live_through(world: World, history: Sequence[tuple[int, str, int | None, boo
         EVENTS[event](world)
         world.step(die_after=die_after, stale=stale)
     world.heal()
-    world.run(250)
+    world.run(150)
 
 
 def serving_variant(world: World) -> str:
@@ -128,3 +143,76 @@ def test_a_bad_candidate_is_never_promoted(
 
     assert world.stage in {"RolledBack", "Held"}
     assert "CanaryPassed" not in world.reasons
+
+
+class Death(Exception):  # noqa: N818 -- nothing is wrong
+    """The operator dies."""
+
+
+def outcome(world: World) -> tuple[str | None, str, set[str], list[str]]:
+    """What a rollout came to: its end, what serves, what is left, and every decision."""
+    return world.stage, serving_variant(world), set(world.deployments), world.reasons
+
+
+def killed_at(action_number: int, behaviour: str) -> tuple[World, bool]:
+    """A history in which the operator dies just before one of its writes, and is started again."""
+    count = 0
+    died = False
+
+    def kill(world: World, observed: RolloutObserved, action: Action) -> None:
+        nonlocal count, died
+        watch(world, observed, action)
+        count += 1
+        if count == action_number + 1:
+            died = True
+            raise Death
+
+    world = World(behaviour=BEHAVIOURS[behaviour], **QUICK)
+    world.watch = kill
+    for _ in range(150):
+        try:
+            world.step()
+        except Death:
+            continue
+        if world.stage in OVER:
+            break
+    return world, died
+
+
+@pytest.mark.parametrize("behaviour", ["good", "disagrees", "slow"])
+def test_wherever_the_operator_dies_the_end_is_the_same(behaviour: str) -> None:
+    """Killed before any one of its writes and started again, it comes to the same end by the same
+    decisions.
+    """
+    undisturbed, _ = killed_at(-1, behaviour)
+    expected = outcome(undisturbed)
+    assert expected[0] in OVER
+
+    number = 0
+    while True:
+        world, died = killed_at(number, behaviour)
+        if not died:
+            break
+        assert outcome(world) == expected, f"killed before action {number}"
+        assert world.failed == 0
+        number += 1
+
+    assert number > 15
+
+
+def test_no_request_is_counted_twice_or_forgotten() -> None:
+    """The operator keeps nothing in mind: each plan is made from the status and the pods' counters
+    alone. At the end of a step, its evidence is exactly what the candidate has answered in it.
+    """
+    steps = [{"weightPermille": 500, "minimumRequests": 400}]
+    world = World(watch=watch, canary={"steps": steps})
+    world.run(60, until=("Canary",))
+    while world.status.stage_started_unix_milliseconds is None:
+        world.step()
+    before = world.answered_by(CANDIDATE)
+
+    world.run(60, until=("Promoting",))
+
+    (latency,) = (e for e in world.status.evidence if e.slo == "latency")
+    assert latency.candidate.total == world.answered_by(CANDIDATE) - before
+    assert world.statuses_written < 15

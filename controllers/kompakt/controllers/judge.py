@@ -26,6 +26,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from functools import lru_cache
 
 from kompakt.api.rollout import CounterPoint, Verdict
 
@@ -300,6 +301,7 @@ def _ratio(point: CounterPoint) -> float:
     return point.bad / point.total
 
 
+@lru_cache(maxsize=64)  # the figures of a pass are looked at each second until the next pass
 def _drop_bound(*, pairs: int, lost: int, gained: int, alpha: float) -> float:
     """The mean of losses (1), gains (-1) and ties (0) is above this with probability 1 - alpha."""
     if pairs == 0:

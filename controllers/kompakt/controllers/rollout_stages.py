@@ -174,8 +174,11 @@ def _deadline(case: Case, seen: Seen) -> Outcome | None:
     held_for_good = case.status.held_reason == "DeadlineExceeded"
     if held_for_good or case.under_way <= case.strategy.deadline_seconds:
         return None
-    still = "; ".join(lacking(case, seen)) or case.stage_name
-    text = f"undecided after {case.strategy.deadline_seconds} s: {still}"
+    still = lacking(case, seen)
+    if not still and case.strategy.approval == "Automatic" and case.status.stage != "Held":
+        return None
+    why = "; ".join(still) or "waiting for approval"
+    text = f"undecided after {case.strategy.deadline_seconds} s: {why}"
     if case.strategy.on_inconclusive == "Rollback":
         return Move("RollingBack", "DeadlineExceeded", text, warning=True)
     hint = "decide with the annotation kompakt.dev/action: promote or abort"
