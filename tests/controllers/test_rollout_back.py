@@ -326,3 +326,33 @@ def test_a_certificate_that_cannot_come_is_told_early() -> None:
     found.run(30)
 
     assert "objective latency cannot be certified before the deadline" in ready(found).message
+
+
+def test_a_broken_limit_is_no_reason_to_go_on() -> None:
+    """The minimum of samples is there, the objective is missed, and only whether the stable variant
+    is any better is not clear yet: no user is to find out.
+    """
+    found = world(
+        behaviour=Behaviour(slow=0.35),
+        stable=Behaviour(slow=0.12),
+        shadow={"percent": 100, "minimumPairs": 30},
+        requests_per_second=30,
+    )
+
+    found.run(100)
+
+    assert "ShadowPassed" not in found.reasons
+    assert found.answered_by(CANDIDATE) == 0
+
+
+def test_a_restarted_pod_is_written_down_at_once() -> None:
+    """Between two checkpoints its counters could pass those of the old process unnoticed."""
+    found = at("Canary", canary={"steps": [{"weightPermille": 100, "minimumRequests": 9999}]})
+    found.run(30)
+    while kinds(found.step()) == []:
+        pass
+    assert kinds(found.step()) == []
+
+    found.restart_pods(STABLE)
+
+    assert kinds(found.step()) == ["WriteStatus"]
