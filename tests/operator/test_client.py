@@ -1,16 +1,14 @@
 # SPDX-License-Identifier: Apache-2.0
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import pytest
 from aiohttp import web
+from shell_world import Api
 
 from kompakt.operator.errors import ApiError, Conflict, Forbidden, Invalid, NotFound, NotLeader
 from kompakt.operator.resources import BY_NAME
-
-if TYPE_CHECKING:
-    from tests.operator.conftest import Api
 
 DEPLOYMENT = BY_NAME["Deployment"]
 MANIFEST = {

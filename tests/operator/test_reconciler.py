@@ -4,9 +4,10 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Callable
 from itertools import pairwise
-from typing import TYPE_CHECKING, Any, cast
+from typing import Any, cast
 
 import pytest
+from shell_world import FakeClient
 
 from kompakt.api import names
 from kompakt.api.rollout import VariantRolloutStatus
@@ -30,9 +31,6 @@ from kompakt.operator.reconciler import Reconciler
 from kompakt.operator.resources import Manifest, Ref
 from kompakt.operator.store import Store
 from kompakt.operator.workqueue import WorkQueue
-
-if TYPE_CHECKING:
-    from tests.operator.conftest import FakeClient
 
 ROLLOUT = Ref("VariantRollout", "team", "r")
 SERVICE = {
