@@ -32,7 +32,7 @@ test: check ## everything: checks, unit tests, then the slow ones and those on t
 
 .PHONY: test-unit
 test-unit: $(VENV) ## only the tests that need no cluster and no minutes
-	$(BIN)/pytest -m "$(UNIT)" $(ARGS)
+	$(BIN)/pytest -m "$(UNIT)" --numprocesses auto $(ARGS)
 
 .PHONY: test-e2e
 test-e2e: $(VENV) ## only the tests on the local cluster (KUBECONTEXT=)
