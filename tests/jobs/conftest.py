@@ -12,10 +12,44 @@ from typing import Any
 
 import pytest
 
-WORDS = (
-    "the a film was is good bad great awful plot actor scene very not quite really long short dull"
-    " bright slow fast love hate like enjoy boring moving simple clever weak strong and or but with"
-).split()
+WORDS = [
+    "the",
+    "a",
+    "film",
+    "was",
+    "is",
+    "good",
+    "bad",
+    "great",
+    "awful",
+    "plot",
+    "actor",
+    "scene",
+    "very",
+    "not",
+    "quite",
+    "really",
+    "long",
+    "short",
+    "dull",
+    "bright",
+    "slow",
+    "fast",
+    "love",
+    "hate",
+    "like",
+    "enjoy",
+    "boring",
+    "moving",
+    "simple",
+    "clever",
+    "weak",
+    "strong",
+    "and",
+    "or",
+    "but",
+    "with",
+]
 LABELS = ("negative", "neutral", "positive")
 HIDDEN, LAYERS, FFN, HEADS, POSITIONS, EMBEDDING = 64, 2, 128, 4, 48, 32
 SPECIAL = ["[PAD]", "[UNK]", "[CLS]", "[SEP]"]
@@ -134,7 +168,9 @@ def write_checkpoint(folder: Path, model_type: str = "bert", *, seed: int = 0) -
     )
     with torch.no_grad():
         for name, parameter in encoder.named_parameters():
-            if not name.endswith("norm.weight"):
+            if name.endswith("norm.weight"):
+                parameter.uniform_(0.8, 1.2)
+            else:
                 parameter.normal_(0.0, 0.3 if parameter.dim() == 1 else parameter.shape[1] ** -0.5)
         encoder.out.weight.mul_(4.0)
     state = {architecture.theirs(k): v.contiguous() for k, v in encoder.state_dict().items()}

@@ -18,6 +18,7 @@ from torch import nn
 from typing_extensions import override
 
 from kompakt.api.recipe import Distill
+from kompakt.jobs.compress.adamw import AdamW
 from kompakt.jobs.compress.steps import TorchStep
 from kompakt.jobs.compress.training import Batch, TrainingData
 from kompakt.jobs.errors import StepInvalid, TrainingDiverged
@@ -26,7 +27,7 @@ from kompakt.jobs.progress import Progress
 
 LEAST_TEXTS = 32
 HELD_OUT_SHARE = 0.04
-HELD_OUT_MOST = 256
+HELD_OUT_MOST = 128
 CHECKS = 4
 """How often the held-out texts are looked at."""
 WARM_UP_SHARE = 0.1
@@ -67,9 +68,7 @@ class DistillLogits(TorchStep):
         targets = self._targets(data, [*dict.fromkeys(shown), *held_out])
 
         trainable = _unfreeze(encoder)
-        optimizer = torch.optim.AdamW(
-            trainable.values(), lr=0.0, weight_decay=WEIGHT_DECAY, fused=True
-        )
+        optimizer = AdamW(trainable.values(), weight_decay=WEIGHT_DECAY)
         batches = _shuffled(data, shown, size=parameters.batch_size)
         checks = list(data.batches(held_out, parameters.batch_size))
         best = _Best(self._held_out_loss(encoder, checks, targets), _copy(trainable))
@@ -79,16 +78,13 @@ class DistillLogits(TorchStep):
         check_every = max(1, math.ceil(len(batches) / CHECKS))
         for number, batch in enumerate(batches):
             rate = parameters.learning_rate_micros / 1e6 * _schedule(number, len(batches))
-            for group in optimizer.param_groups:
-                group["lr"] = rate
             loss = self._loss(encoder(**batch.inputs), targets, batch)
             value = float(loss.detach())
             if not math.isfinite(value):
                 self._give_up(encoder, data, best, f"the loss is {value} after {number} steps")
             loss.backward()
             nn.utils.clip_grad_norm_(trainable.values(), LARGEST_GRADIENT)
-            optimizer.step()
-            optimizer.zero_grad(set_to_none=True)
+            optimizer.step(rate)
             progress.advance(len(batch.indices), note=f"loss {value:.4f}")
             if (number + 1) % check_every == 0 or number + 1 == len(batches):
                 losses.append(self._held_out_loss(encoder, checks, targets))

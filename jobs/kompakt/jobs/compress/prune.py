@@ -11,6 +11,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -31,7 +32,7 @@ LEAST_NEURONS = 32
 """Of a layer: below that its matrices cost nothing anyway."""
 MULTIPLE = 16
 """Of neurons in a layer: matrix kernels work in blocks of that width."""
-RIDGE = 0.01
+RIDGE = 0.1
 """How much the fit is held to the former weights, relative to the mean square of a neuron."""
 
 
@@ -53,14 +54,16 @@ class PruneFeedForward(TorchStep):
         batches = list(data.batches(chosen, BATCH))
         importance = fisher_importance(encoder, batches, labels=data.labels)
         kept = choose(importance, keep_permille=self._parameters.ffn_keep_permille)
-        error = shrink(encoder, kept, batches)
+        original = copy.deepcopy(encoder)
+        shrink(encoder, kept)
+        errors = refit(encoder, original, kept, batches)
         sizes = [layer.ffn_size for layer in encoder.encoder_layers()]
         data.details["prune"] = {
             "samples": len(chosen),
             "labelled": data.labels is not None,
             "neuronsBefore": before,
             "neuronsAfter": sizes,
-            "relativeRefitErrors": [round(e, 4) for e in error],
+            "relativeRefitErrors": [round(error, 4) for error in errors],
         }
         return f"FFN neurons kept by layer {' '.join(map(str, sizes))} of {max(before)}"
 
@@ -100,29 +103,43 @@ def choose(importance: Sequence[torch.Tensor], *, keep_permille: int) -> list[to
     kept = []
     for layer in importance:
         above = int((layer >= threshold).sum())
-        rounded = round(above / MULTIPLE) * MULTIPLE
-        count = min(len(layer), max(LEAST_NEURONS, rounded))
+        rounded = max(LEAST_NEURONS, round(above / MULTIPLE) * MULTIPLE)
+        count = len(layer) if above == len(layer) else min(len(layer), rounded)
         kept.append(layer.sort(descending=True, stable=True).indices[:count].sort().values)
     return kept
 
 
-def shrink(
-    encoder: Encoder, kept: Sequence[torch.Tensor], batches: Sequence[Batch] = ()
-) -> list[float]:
-    """Takes all other neurons out; with batches, refits what reads the kept ones.
+def shrink(encoder: Encoder, kept: Sequence[torch.Tensor]) -> None:
+    """Takes all other neurons out of the matrices."""
+    for layer, keep in zip(encoder.encoder_layers(), kept, strict=True):
+        layer.replace_neurons(
+            up=layer.up.weight[keep], up_bias=layer.up.bias[keep], down=layer.down.weight[:, keep]
+        )
 
-    Returns how far each layer's output is from what it was, relative to its size, over the batches.
+
+def refit(
+    encoder: Encoder, original: Encoder, kept: Sequence[torch.Tensor], batches: Sequence[Batch]
+) -> list[float]:
+    """Fits each `down` to give, from the kept neurons, what it gave from all of them.
+
+    Returns how far each layer's output is from that, relative to its size.
     """
-    layers = encoder.encoder_layers()
-    statistics = _collect(encoder, layers, kept, batches) if batches else []
-    errors = []
+    sums = [_Normal.zeros(layer) for layer in encoder.encoder_layers()]
     with torch.no_grad():
-        for number, (layer, keep) in enumerate(zip(layers, kept, strict=True)):
-            down = layer.down.weight[:, keep]
-            if statistics and len(keep) < layer.ffn_size:
-                down, error = statistics[number].fit(down)
-                errors.append(error)
-            layer.replace_neurons(up=layer.up.weight[keep], up_bias=layer.up.bias[keep], down=down)
+        for batch in batches:
+            tokens = batch.inputs["attention_mask"].bool()
+            x, mask = original.embed(**batch.inputs)
+            for layer, keep, normal in zip(original.encoder_layers(), kept, sums, strict=True):
+                x = layer.attend(x, mask)
+                neurons = layer.neurons(x)
+                target = neurons[tokens] @ layer.down.weight.T
+                normal.add(neurons[tokens][:, keep], target)
+                x = layer.combine(x, neurons)
+        errors = []
+        for layer, normal in zip(encoder.encoder_layers(), sums, strict=True):
+            weight, error = normal.fit(layer.down.weight)
+            layer.down.weight.copy_(weight)
+            errors.append(error)
     return errors
 
 
@@ -131,58 +148,36 @@ class _Normal:
     """The sums that least squares needs, over all tokens."""
 
     gram: torch.Tensor
-    """[kept, kept]: products of the kept neurons' values."""
+    """[neurons, neurons]: products of their values."""
     moment: torch.Tensor
-    """[kept, hidden]: products of kept neurons' values and the layer's full output."""
+    """[neurons, hidden]: products of their values and the target."""
     energy: float = 0.0
-    """Sum of squares of the full output."""
+    """Sum of squares of the target."""
 
-    def add(self, kept: torch.Tensor, output: torch.Tensor) -> None:
+    @classmethod
+    def zeros(cls, layer: Layer) -> _Normal:
+        """For a layer's feed-forward network."""
+        size = layer.ffn_size
+        return cls(torch.zeros(size, size), torch.zeros(size, layer.down.out_features))
+
+    def add(self, neurons: torch.Tensor, target: torch.Tensor) -> None:
         """Some more tokens."""
-        self.gram += kept.T @ kept
-        self.moment += kept.T @ output
-        self.energy += float(output.square().sum())
+        self.gram += neurons.T @ neurons
+        self.moment += neurons.T @ target
+        self.energy += float(target.square().sum())
 
     def fit(self, former: torch.Tensor) -> tuple[torch.Tensor, float]:
-        """The weights [hidden, kept] with the least squared error, held to the former ones."""
+        """The weights [hidden, neurons] with the least squared error, held to the former ones."""
         gram, moment = self.gram.double(), self.moment.double()
-        start = former.T.double()
         strength = RIDGE * gram.diagonal().mean()
         system = gram + strength * torch.eye(len(gram), dtype=gram.dtype)
-        solution = torch.linalg.solve(system, moment + strength * start)
+        solution = torch.linalg.solve(system, moment + strength * former.T.double())
         residual = (
             self.energy
             - 2 * float((solution * moment).sum())
             + float((solution * (gram @ solution)).sum())
         )
         return solution.T.float(), (max(residual, 0.0) / max(self.energy, 1e-12)) ** 0.5
-
-
-def _collect(
-    encoder: Encoder,
-    layers: Sequence[Layer],
-    kept: Sequence[torch.Tensor],
-    batches: Sequence[Batch],
-) -> list[_Normal]:
-    sums = [
-        _Normal(
-            gram=torch.zeros(len(keep), len(keep)),
-            moment=torch.zeros(len(keep), layer.down.out_features),
-        )
-        for layer, keep in zip(layers, kept, strict=True)
-    ]
-    with torch.no_grad():
-        for batch in batches:
-            tokens = batch.inputs["attention_mask"].bool()
-
-            def add(number: int, neurons: torch.Tensor, tokens: torch.Tensor = tokens) -> None:
-                values = neurons[tokens]
-                output = values @ layers[number].down.weight.T
-                sums[number].add(values[:, kept[number]], output)
-
-            with _input_hooks(layers, add):
-                encoder(**batch.inputs)
-    return sums
 
 
 def _multiply_by(gates: Sequence[torch.Tensor]) -> Any:

@@ -1,12 +1,14 @@
 # SPDX-License-Identifier: Apache-2.0
-"""An artifact that answers, one text at a time, exactly as a server does.
+"""An artifact that answers as a server does: one text at a time.
 
-One at a time on purpose: dynamic quantization takes its scale from the whole batch, so that in a
-batch a text's answer depends on its neighbours, and one would measure a model that nobody serves.
+Dynamic quantization takes its scale from the whole batch, so that in a batch a text's answer
+depends on its neighbours, and one would measure a model that nobody serves. A graph without it
+gives the same answers in small batches of equal length, a quarter faster.
 """
 
 from __future__ import annotations
 
+import mmap
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -16,7 +18,7 @@ from numpy.typing import NDArray
 
 from kompakt.api.artifact import MODEL_NAME, TOKENIZER_NAME
 from kompakt.jobs.models.session import open_session
-from kompakt.jobs.models.text import open_tokenizer
+from kompakt.jobs.models.text import length_batches, open_tokenizer, pad
 from kompakt.jobs.progress import Progress
 
 if TYPE_CHECKING:
@@ -25,6 +27,9 @@ if TYPE_CHECKING:
 Logits = NDArray[np.float32]
 TOKENIZE_AT_ONCE = 4096
 """Texts; the tokenizer uses all threads for a batch, and memory stays small."""
+BATCH = 8
+"""Texts; larger batches are no faster on a CPU."""
+QUANTIZES_AT_RUN_TIME = b"DynamicQuantizeLinear"
 
 
 class Classifier:
@@ -35,28 +40,37 @@ class Classifier:
             folder / TOKENIZER_NAME, max_sequence_length=max_sequence_length
         )
         self._session = open_session(folder / MODEL_NAME, threads=threads)
-        self._inputs = {entry.name for entry in self._session.get_inputs()}
+        self._inputs = [entry.name for entry in self._session.get_inputs()]
+        self._batch = 1 if _mentions(folder / MODEL_NAME, QUANTIZES_AT_RUN_TIME) else BATCH
 
     def answer(self, text: str) -> Logits:
         """The logits of one text, tokenization included."""
-        return self._run(self._tokenizer.encode(text))
+        logits: Logits = self._run([self._tokenizer.encode(text)])[0]
+        return logits
 
     def answer_all(self, texts: Sequence[str], *, progress: Progress | None = None) -> Logits:
         """The logits of many texts, [texts, labels]."""
-        rows = []
+        parts = []
         for start in range(0, len(texts), TOKENIZE_AT_ONCE):
-            for encoding in self._tokenizer.encode_batch(
-                list(texts[start : start + TOKENIZE_AT_ONCE])
-            ):
-                rows.append(self._run(encoding))
+            part = list(texts[start : start + TOKENIZE_AT_ONCE])
+            encodings = self._tokenizer.encode_batch(part)
+            answers: dict[int, Logits] = {}
+            for members in length_batches(encodings, self._batch):
+                logits = self._run([encodings[index] for index in members])
+                answers.update(zip(members, logits, strict=True))
                 if progress is not None:
-                    progress.advance()
-        return np.stack(rows)
+                    progress.advance(len(members))
+            parts += [answers[index] for index in range(len(part))]
+        return np.stack(parts)
 
-    def _run(self, encoding: Encoding) -> Logits:
-        ids = np.asarray([encoding.ids], dtype=np.int64)
-        feed = {"input_ids": ids, "attention_mask": np.ones_like(ids)}
-        if "token_type_ids" in self._inputs:
-            feed["token_type_ids"] = np.asarray([encoding.type_ids], dtype=np.int64)
-        logits: Logits = self._session.run(["logits"], feed)[0][0]
+    def _run(self, encodings: Sequence[Encoding]) -> Logits:
+        # What fills a batch up is masked, so any id will do.
+        feed = pad(encodings, pad_id=0, input_names=self._inputs)
+        logits: Logits = self._session.run(["logits"], feed)[0]
         return logits
+
+
+def _mentions(path: Path, name: bytes) -> bool:
+    """Whether a graph has an operator of that name, without parsing it."""
+    with path.open("rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as content:
+        return content.find(name) >= 0

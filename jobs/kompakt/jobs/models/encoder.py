@@ -9,7 +9,6 @@ tests prove for each architecture that both give the same logits.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
@@ -54,6 +53,7 @@ class Layer(nn.Module):
         super().__init__()
         hidden = config.hidden
         self.heads = config.heads
+        self.width = hidden // config.heads
         self.query = nn.Linear(hidden, hidden)
         self.key = nn.Linear(hidden, hidden)
         self.value = nn.Linear(hidden, hidden)
@@ -66,15 +66,27 @@ class Layer(nn.Module):
 
     @override
     def forward(self, x: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
-        query = _split_heads(self.query(x), self.heads)
-        key = _split_heads(self.key(x), self.heads)
-        value = _split_heads(self.value(x), self.heads)
-        scale = 1 / math.sqrt(query.shape[-1])
+        x = self.attend(x, mask)
+        return self.combine(x, self.neurons(x))
+
+    def attend(self, x: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
+        """The first half: what the feed-forward network reads."""
+        query = _split_heads(self.query(x), self.heads, self.width)
+        key = _split_heads(self.key(x), self.heads, self.width)
+        value = _split_heads(self.value(x), self.heads, self.width)
         # Scaling the query, not the scores, is one pass over the smaller tensor.
-        scores = (query * scale) @ key.transpose(-1, -2) + mask
-        attended = _merge_heads(scores.softmax(dim=-1) @ value)
-        x = self.attention_norm(self.attended(attended) + x)
-        y: torch.Tensor = self.norm(self.down(self.activation(self.up(x))) + x)
+        scores = (query * self.width**-0.5) @ key.transpose(-1, -2) + mask
+        attended = _merge_heads(scores.softmax(dim=-1) @ value, self.heads * self.width)
+        y: torch.Tensor = self.attention_norm(self.attended(attended) + x)
+        return y
+
+    def neurons(self, x: torch.Tensor) -> torch.Tensor:
+        """The values of the feed-forward network's neurons."""
+        return self.activation(self.up(x))
+
+    def combine(self, x: torch.Tensor, neurons: torch.Tensor) -> torch.Tensor:
+        """The second half, once the neurons are known."""
+        y: torch.Tensor = self.norm(self.down(neurons) + x)
         return y
 
     @property
@@ -122,20 +134,32 @@ class Encoder(nn.Module):
         attention_mask: torch.Tensor,
         token_type_ids: torch.Tensor | None = None,
     ) -> torch.Tensor:
-        first = self.config.first_position
-        x = self.word(input_ids) + self.position.weight[first : first + input_ids.shape[1]]
-        if self.token_type is not None:
-            types = self.token_type.weight[0] if token_type_ids is None else None
-            x = x + (self.token_type(token_type_ids) if types is None else types)
-        x = self.embedding_norm(x)
-        if self.projection is not None:
-            x = self.projection(x)
-        padding = 1.0 - attention_mask[:, None, None, :].to(x.dtype)
-        mask = padding * torch.finfo(x.dtype).min
+        x, mask = self.embed(input_ids, attention_mask, token_type_ids)
         for layer in self.layers:
             x = layer(x, mask)
         logits: torch.Tensor = self.out(self.head_activation(self.head(x[:, 0])))
         return logits
+
+    def embed(
+        self,
+        input_ids: torch.Tensor,
+        attention_mask: torch.Tensor,
+        token_type_ids: torch.Tensor | None = None,
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """What the first layer reads, and the mask to be added to attention scores."""
+        first = self.config.first_position
+        x = self.word(input_ids) + self.position.weight[first : first + input_ids.shape[1]]
+        if self.token_type is not None:
+            x = x + (
+                self.token_type.weight[0]
+                if token_type_ids is None
+                else self.token_type(token_type_ids)
+            )
+        x = self.embedding_norm(x)
+        if self.projection is not None:
+            x = self.projection(x)
+        padding = 1.0 - attention_mask[:, None, None, :].to(x.dtype)
+        return x, padding * torch.finfo(x.dtype).min
 
     def encoder_layers(self) -> list[Layer]:
         """The layers, typed."""
@@ -156,19 +180,17 @@ class _SplitHeads(torch.autograd.Function):
     """[batch, tokens, hidden] → [batch, heads, tokens, width], for the exporter.
 
     It would write a plain `view` as six operators that compute the shape; in ONNX, 0 means "as it
-    is", so one constant is enough.
+    is" and -1 "what is left", so one constant is enough.
     """
 
     @staticmethod
     @override
-    def forward(_context: Any, x: torch.Tensor, heads: int) -> torch.Tensor:
-        batch, tokens, hidden = x.shape
-        return x.view(batch, tokens, heads, hidden // heads).transpose(1, 2)
+    def forward(_context: Any, x: torch.Tensor, heads: int, width: int) -> torch.Tensor:
+        return x.view(*x.shape[:2], heads, width).transpose(1, 2)
 
     @staticmethod
-    def symbolic(graph: Any, x: Any, heads: int) -> Any:
-        width = x.type().sizes()[-1] // heads
-        shape = graph.op("Constant", value_t=torch.tensor([0, 0, heads, width]))
+    def symbolic(graph: Any, x: Any, heads: int, width: int) -> Any:
+        shape = graph.op("Constant", value_t=torch.tensor([0, -1, heads, width]))
         return graph.op("Transpose", graph.op("Reshape", x, shape), perm_i=[0, 2, 1, 3])
 
 
@@ -177,28 +199,24 @@ class _MergeHeads(torch.autograd.Function):
 
     @staticmethod
     @override
-    def forward(_context: Any, x: torch.Tensor) -> torch.Tensor:
-        batch, heads, tokens, width = x.shape
-        return x.transpose(1, 2).reshape(batch, tokens, heads * width)
+    def forward(_context: Any, x: torch.Tensor, _hidden: int) -> torch.Tensor:
+        return x.transpose(1, 2).flatten(2)
 
     @staticmethod
-    def symbolic(graph: Any, x: Any) -> Any:
-        sizes = x.type().sizes()
-        shape = graph.op("Constant", value_t=torch.tensor([0, 0, sizes[1] * sizes[3]]))
+    def symbolic(graph: Any, x: Any, hidden: int) -> Any:
+        shape = graph.op("Constant", value_t=torch.tensor([0, -1, hidden]))
         return graph.op("Reshape", graph.op("Transpose", x, perm_i=[0, 2, 1, 3]), shape)
 
 
-def _split_heads(x: torch.Tensor, heads: int) -> torch.Tensor:
+def _split_heads(x: torch.Tensor, heads: int, width: int) -> torch.Tensor:
     if torch.onnx.is_in_onnx_export():
-        split: torch.Tensor = _SplitHeads.apply(x, heads)
+        split: torch.Tensor = _SplitHeads.apply(x, heads, width)
         return split
-    batch, tokens, hidden = x.shape
-    return x.view(batch, tokens, heads, hidden // heads).transpose(1, 2)
+    return x.view(*x.shape[:2], heads, width).transpose(1, 2)
 
 
-def _merge_heads(x: torch.Tensor) -> torch.Tensor:
+def _merge_heads(x: torch.Tensor, hidden: int) -> torch.Tensor:
     if torch.onnx.is_in_onnx_export():
-        merged: torch.Tensor = _MergeHeads.apply(x)
+        merged: torch.Tensor = _MergeHeads.apply(x, hidden)
         return merged
-    batch, heads, tokens, width = x.shape
-    return x.transpose(1, 2).reshape(batch, tokens, heads * width)
+    return x.transpose(1, 2).flatten(2)

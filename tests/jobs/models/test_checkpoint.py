@@ -1,0 +1,233 @@
+# SPDX-License-Identifier: Apache-2.0
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+
+from kompakt.jobs.errors import JobError, ModelUnsupported, SourceUnreadable, UnsafeFormat
+from kompakt.jobs.models.architectures import ARCHITECTURES
+from kompakt.jobs.models.checkpoint import check_length, file_names, inspect
+from kompakt.jobs.models.encoder import Encoder
+from kompakt.jobs.models.load import load, save
+
+Checkpoints = Callable[[str], Path]
+
+
+def change_config(folder: Path, **changes: Any) -> None:
+    """Sets keys of config.json; None takes a key out."""
+    config = json.loads((folder / "config.json").read_text()) | changes
+    config = {key: value for key, value in config.items() if value is not None}
+    (folder / "config.json").write_text(json.dumps(config))
+
+
+def change_weights(folder: Path, change: Callable[[dict[str, torch.Tensor]], object]) -> None:
+    """Edits the weights."""
+    state = load_file(folder / "model.safetensors")
+    change(state)
+    save_file(state, folder / "model.safetensors")
+
+
+@pytest.mark.parametrize("model_type", sorted(ARCHITECTURES))
+def test_every_architecture_is_understood(model_type: str, checkpoint_of: Checkpoints) -> None:
+    """Labels, sizes and the number of parameters are read without loading anything."""
+    checkpoint = inspect(checkpoint_of(model_type), origin="test")
+    assert checkpoint.labels == ("negative", "neutral", "positive")
+    assert checkpoint.ffn_sizes == (128, 128)
+    assert checkpoint.parameters == load(checkpoint).parameter_count
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"model_type": "gpt2"}, r"is of the type 'gpt2'.*supported are BertForSequence.*Electra"),
+        ({"architectures": ["BertModel"]}, r"is a BertModel, not a text classifier"),
+        ({"auto_map": {"AutoModel": "x.Y"}}, r"brings its own code .* never run"),
+        ({"problem_type": "regression"}, r"problem type regression"),
+        ({"problem_type": "multi_label_classification"}, r"only single-label"),
+        ({"id2label": {"0": "a", "1": "b"}}, r"names 2 labels .* head has 3 outputs"),
+        ({"id2label": None}, r"names 2 labels .* head has 3 outputs"),
+        ({"id2label": {"0": "a", "1": "b", "2": "a"}}, r"the same name twice"),
+        ({"id2label": {"0": "a", "2": "b", "3": "c"}}, r"must name the labels 0, 1, 2"),
+        ({"id2label": {"x": "a", "y": "b", "z": "c"}}, r"must name the labels 0, 1, 2"),
+        ({"id2label": {"0": "score"}}, r"one output, which is regression"),
+        ({"hidden_act": "swiglu"}, r"has the activation swiglu; supported are gelu"),
+        ({"num_attention_heads": 7}, r"num_attention_heads 7, which does not divide"),
+        ({"position_embedding_type": "relative_key"}, r"no plain encoder with absolute positions"),
+        ({"is_decoder": True}, r"no plain encoder"),
+    ],
+    ids=lambda value: "" if isinstance(value, str) else str(value),
+)
+def test_unsupported_models_are_refused(
+    checkpoint_of: Checkpoints, changes: dict[str, Any], message: str
+) -> None:
+    """Whatever the encoder would compute wrongly is refused, with what is supported."""
+    folder = checkpoint_of("bert")
+    change_config(folder, **changes)
+    with pytest.raises(ModelUnsupported, match=message):
+        inspect(folder, origin="hf://org/name")
+
+
+def drop_head(state: dict[str, torch.Tensor]) -> None:
+    """As a base model that somebody renamed."""
+    del state["classifier.weight"], state["classifier.bias"]
+
+
+def drop_bias(state: dict[str, torch.Tensor]) -> None:
+    """One weight is lost."""
+    del state["bert.encoder.layer.1.output.dense.bias"]
+
+
+def add_adapter(state: dict[str, torch.Tensor]) -> None:
+    """Weights that would change the answers."""
+    state["bert.encoder.layer.0.adapter.down.weight"] = torch.zeros(4, 4)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (drop_head, r"no classification head \(classifier\.weight is missing.*base model"),
+        (drop_bias, r"lacks 1 weights, first of them bert\.encoder\.layer\.1\.output\.dense\.bias"),
+        (add_adapter, r"1 weights that a BertForSequenceClassification does not have.*adapter"),
+    ],
+    ids=["base model", "lost weight", "adapter"],
+)
+def test_weights_must_be_those_of_the_architecture(
+    checkpoint_of: Checkpoints,
+    change: Callable[[dict[str, torch.Tensor]], None],
+    message: str,
+) -> None:
+    """Missing and unknown weights are refused, rather than made up or left out."""
+    folder = checkpoint_of("bert")
+    change_weights(folder, change)
+    with pytest.raises(ModelUnsupported, match=message):
+        inspect(folder, origin="test")
+
+
+def test_heads_of_pretraining_are_ignored(checkpoint_of: Checkpoints) -> None:
+    """Buffers and unused heads of other tasks do no harm, nor do names of 2018."""
+    folder = checkpoint_of("bert")
+    expected = load(inspect(folder, origin="test")).state_dict()
+
+    def change(state: dict[str, torch.Tensor]) -> None:
+        state["bert.embeddings.position_ids"] = torch.arange(48)
+        state["cls.predictions.bias"] = torch.zeros(4)
+        for kind, former in (("weight", "gamma"), ("bias", "beta")):
+            name = "bert.embeddings.LayerNorm."
+            state[name + former] = state.pop(name + kind)
+
+    change_weights(folder, change)
+    found = load(inspect(folder, origin="test")).state_dict()
+    assert all(torch.equal(expected[name], found[name]) for name in expected)
+
+
+def test_half_precision_is_loaded_as_single(checkpoint_of: Checkpoints) -> None:
+    """Weights in bf16 become fp32, which everything after computes in."""
+    folder = checkpoint_of("roberta")
+
+    def change(state: dict[str, torch.Tensor]) -> None:
+        state.update({name: tensor.bfloat16() for name, tensor in state.items()})
+
+    change_weights(folder, change)
+    state = load(inspect(folder, origin="test")).state_dict()
+    assert {tensor.dtype for tensor in state.values()} == {torch.float32}
+
+
+def test_pickle_is_refused_with_the_way_out(checkpoint_of: Checkpoints) -> None:
+    """A checkpoint as pickle is never opened; the message says how to convert it."""
+    folder = checkpoint_of("bert")
+    (folder / "model.safetensors").rename(folder / "pytorch_model.bin")
+    with pytest.raises(UnsafeFormat, match=r"pytorch_model\.bin: pickle can run code.*save_pretr"):
+        inspect(folder, origin="test")
+
+
+def damage_config(folder: Path) -> None:
+    """No JSON."""
+    (folder / "config.json").write_text("{")
+
+
+def damage_weights(folder: Path) -> None:
+    """A download that was cut short."""
+    content = (folder / "model.safetensors").read_bytes()
+    (folder / "model.safetensors").write_bytes(content[: len(content) // 2])
+
+
+@pytest.mark.parametrize(
+    ("damage", "message"),
+    [
+        (lambda folder: (folder / "config.json").unlink(), r"has no config\.json"),
+        (damage_config, r"config\.json of test is no JSON"),
+        (lambda folder: (folder / "model.safetensors").unlink(), r"has no weights"),
+        (damage_weights, r"is no safetensors file: .* cut short"),
+        (lambda folder: (folder / "tokenizer.json").unlink(), r"has no tokenizer"),
+    ],
+    ids=["no config", "bad config", "no weights", "half the weights", "no tokenizer"],
+)
+def test_incomplete_checkpoints_are_refused(
+    checkpoint_of: Checkpoints, damage: Callable[[Path], object], message: str
+) -> None:
+    """Each missing or damaged part has its sentence, and no retry."""
+    folder = checkpoint_of("bert")
+    damage(folder)
+    with pytest.raises(SourceUnreadable, match=message) as caught:
+        inspect(folder, origin="test")
+    assert isinstance(caught.value, JobError)
+    assert caught.value.exit_code == 42
+
+
+@pytest.mark.parametrize(("model_type", "longest"), [("bert", 48), ("roberta", 46)])
+def test_inputs_longer_than_the_model_are_refused(
+    checkpoint_of: Checkpoints, model_type: str, longest: int
+) -> None:
+    """RoBERTa loses two positions to its padding index."""
+    checkpoint = inspect(checkpoint_of(model_type), origin="test")
+    check_length(checkpoint, longest, origin="test")
+    with pytest.raises(ModelUnsupported, match=f"set it to at most {longest}"):
+        check_length(checkpoint, longest + 1, origin="test")
+
+
+@pytest.mark.parametrize("model_type", sorted(ARCHITECTURES))
+def test_sizes_survive_saving(model_type: str, checkpoint_of: Checkpoints, tmp_path: Path) -> None:
+    """A model whose layers have other sizes is saved and loaded again, bit by bit."""
+    checkpoint = inspect(checkpoint_of(model_type), origin="test")
+    encoder = load(checkpoint)
+    layer = encoder.encoder_layers()[1]
+    layer.replace_neurons(
+        up=layer.up.weight[:48], up_bias=layer.up.bias[:48], down=layer.down.weight[:, :48]
+    )
+    names = save(encoder, checkpoint, tmp_path / "saved")
+    assert (
+        names
+        == file_names(tmp_path / "saved")
+        == [
+            "config.json",
+            "model.safetensors",
+            "tokenizer.json",
+        ]
+    )
+    config = json.loads((tmp_path / "saved/config.json").read_text())
+    assert config["kompakt_ffn_sizes"] == [128, 48]
+    again = inspect(tmp_path / "saved", origin="test")
+    assert again.ffn_sizes == (128, 48)
+    state = load(again).state_dict()
+    assert all(torch.equal(state[name], tensor) for name, tensor in encoder.state_dict().items())
+    assert set(load_file(tmp_path / "saved/model.safetensors")) == set(checkpoint.shapes)
+
+
+def test_an_untouched_model_is_saved_as_it_was(checkpoint_of: Checkpoints, tmp_path: Path) -> None:
+    """Without pruning, the config says nothing that transformers would not understand."""
+    checkpoint = inspect(checkpoint_of("distilbert"), origin="test")
+    save(load(checkpoint), checkpoint, tmp_path / "saved")
+    assert json.loads((tmp_path / "saved/config.json").read_text()) == checkpoint.config
+
+
+def test_models_load_ready_to_answer(checkpoint_of: Checkpoints) -> None:
+    """A loaded model is not in training mode."""
+    encoder = load(inspect(checkpoint_of("bert"), origin="test"))
+    assert isinstance(encoder, Encoder)
+    assert not encoder.training

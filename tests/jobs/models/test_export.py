@@ -1,0 +1,115 @@
+# SPDX-License-Identifier: Apache-2.0
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import onnx
+import pytest
+import torch
+
+from kompakt.jobs.artifact import count_parameters
+from kompakt.jobs.errors import ExportMismatch
+from kompakt.jobs.models.architectures import ARCHITECTURES
+from kompakt.jobs.models.checkpoint import inspect
+from kompakt.jobs.models.export import export, parity
+from kompakt.jobs.models.load import load
+from kompakt.jobs.models.session import open_session
+from kompakt.jobs.models.text import open_tokenizer
+
+Checkpoints = Callable[[str], Path]
+TEXTS = (
+    "good",
+    "the film was not very good",
+    "a bad plot and a weak actor but a bright scene " * 3,
+)
+
+
+@pytest.mark.parametrize("model_type", sorted(ARCHITECTURES))
+def test_graphs_answer_as_torch_does(
+    model_type: str, checkpoint_of: Checkpoints, tmp_path: Path
+) -> None:
+    """Every architecture, exported, equals torch at all lengths, alone and in padded batches."""
+    checkpoint = inspect(checkpoint_of(model_type), origin="test")
+    encoder = load(checkpoint)
+    names = checkpoint.architecture.input_names
+    export(encoder, tmp_path / "model.onnx", input_names=names)
+    tokenizer = open_tokenizer(checkpoint.folder / "tokenizer.json", max_sequence_length=40)
+    encodings = tokenizer.encode_batch(list(TEXTS))
+    assert len({len(encoding) for encoding in encodings}) == 3
+    largest = parity(
+        encoder,
+        tmp_path / "model.onnx",
+        encodings,
+        input_names=names,
+        pad_id=checkpoint.config["pad_token_id"],
+        threads=1,
+    )
+    assert largest < 1e-5
+    assert not encoder.training, "exporting must not leave the model in training mode"
+    session = open_session(tmp_path / "model.onnx", threads=1)
+    assert tuple(entry.name for entry in session.get_inputs()) == names
+    assert {entry.type for entry in session.get_inputs()} == {"tensor(int64)"}
+    assert [(o.name, o.type, o.shape) for o in session.get_outputs()] == [
+        ("logits", "tensor(float)", ["batch", 3])
+    ]
+    assert count_parameters(tmp_path / "model.onnx") == encoder.parameter_count
+
+
+def test_a_difference_is_no_artifact(checkpoint_of: Checkpoints, tmp_path: Path) -> None:
+    """A graph that answers otherwise than the model is refused, also when it answers no numbers."""
+    checkpoint = inspect(checkpoint_of("bert"), origin="test")
+    encoder = load(checkpoint)
+    names = checkpoint.architecture.input_names
+    export(encoder, tmp_path / "model.onnx", input_names=names)
+    tokenizer = open_tokenizer(checkpoint.folder / "tokenizer.json", max_sequence_length=40)
+    encodings = tokenizer.encode_batch(list(TEXTS))
+    for damage in (0.01, float("nan")):
+        with torch.no_grad():
+            encoder.out.bias.add_(damage)
+        with pytest.raises(ExportMismatch, match="differs from torch by"):
+            parity(
+                encoder,
+                tmp_path / "model.onnx",
+                encodings,
+                input_names=names,
+                pad_id=0,
+                threads=1,
+            )
+
+
+def test_graphs_compute_no_shapes_in_layers(checkpoint_of: Checkpoints, tmp_path: Path) -> None:
+    """Reshaping into heads takes one constant; the only shape asked for is the text's length."""
+    checkpoint = inspect(checkpoint_of("bert"), origin="test")
+    export(
+        load(checkpoint),
+        tmp_path / "model.onnx",
+        input_names=checkpoint.architecture.input_names,
+    )
+    operators = Counter(n.op_type for n in onnx.load(str(tmp_path / "model.onnx")).graph.node)
+    assert operators["Shape"] == 1
+    assert operators["Concat"] == 0
+
+
+def test_exporting_twice_gives_the_same_bytes(checkpoint_of: Checkpoints, tmp_path: Path) -> None:
+    """A Job that runs again must come to the same digest."""
+    checkpoint = inspect(checkpoint_of("electra"), origin="test")
+    for name in ("one", "two"):
+        export(load(checkpoint), tmp_path / name, input_names=checkpoint.architecture.input_names)
+    assert (tmp_path / "one").read_bytes() == (tmp_path / "two").read_bytes()
+
+
+def test_what_fills_a_batch_changes_nothing(checkpoint_of: Checkpoints, tmp_path: Path) -> None:
+    """Padding is masked, so the id that is used for it does not matter."""
+    checkpoint = inspect(checkpoint_of("roberta"), origin="test")
+    export(load(checkpoint), tmp_path / "m", input_names=checkpoint.architecture.input_names)
+    session = open_session(tmp_path / "m", threads=1)
+    mask = np.array([[1, 1, 1, 0, 0]])
+    answers = [
+        session.run(None, {"input_ids": np.array([[2, 9, 3, p, p]]), "attention_mask": mask})[0]
+        for p in (0, 1, 20)
+    ]
+    np.testing.assert_array_equal(answers[0], answers[1])
+    np.testing.assert_array_equal(answers[0], answers[2])
