@@ -87,7 +87,8 @@ def test_uninstalling_keeps_the_kinds(default: list[dict[str, Any]]) -> None:
 
 def test_namespaces_bind_the_operator_to_them() -> None:
     """With watchNamespaces it has rights in those namespaces only, beside what is
-    cluster-scoped."""
+    cluster-scoped.
+    """
     documents = rendered("--set=operator.watchNamespaces={team-a,team-b}")
     wide = {d["metadata"]["name"] for d in of_kind(documents, "ClusterRoleBinding")}
     bound = [
