@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from rollout_world import World
+from tests.rollout_world import World
 
 from kompakt.api import names
 from kompakt.api.base import Condition

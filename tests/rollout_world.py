@@ -10,8 +10,8 @@ from collections.abc import Callable, Mapping
 from dataclasses import replace
 from typing import Any
 
-from planning import NAMESPACE, PROFILES, SETTINGS, digest_of, policy, policy_spec, variant
-from rollout_cluster import START, Behaviour, Cluster, Pods
+from tests.planning import NAMESPACE, PROFILES, SETTINGS, digest_of, policy, policy_spec, variant
+from tests.rollout_cluster import START, Behaviour, Cluster, Pods
 
 from kompakt.api import names
 from kompakt.api.base import LocalRef

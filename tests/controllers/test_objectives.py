@@ -4,7 +4,7 @@ from __future__ import annotations
 from typing import Any
 
 import pytest
-from planning import BASELINE_DIGEST, counts, digest_of, measurement, variant
+from tests.planning import BASELINE_DIGEST, counts, digest_of, measurement, variant
 
 from kompakt.api.rollout import CounterPoint, Evidence, SloVerdict
 from kompakt.api.strategy import Rollout

@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from planning import policy, policy_spec
+from tests.planning import policy, policy_spec
 
 from kompakt.api import names
 from kompakt.controllers.plan import Manifest

@@ -7,10 +7,10 @@ from dataclasses import replace
 from typing import Any
 
 import pytest
-from planning import SETTINGS
-from rollout_cluster import START
-from rollout_rules import at, kinds, ready, world
-from rollout_world import (
+from tests.planning import SETTINGS
+from tests.rollout_cluster import START
+from tests.rollout_rules import at, kinds, ready, world
+from tests.rollout_world import (
     CANDIDATE,
     NAME,
     OVER,

@@ -6,9 +6,9 @@ from __future__ import annotations
 from dataclasses import replace
 
 import pytest
-from rollout_cluster import Behaviour
-from rollout_rules import at, kinds, ready, world
-from rollout_world import (
+from tests.rollout_cluster import Behaviour
+from tests.rollout_rules import at, kinds, ready, world
+from tests.rollout_world import (
     CANDIDATE,
     NAME,
     STABLE,

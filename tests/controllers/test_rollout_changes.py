@@ -4,8 +4,8 @@
 from __future__ import annotations
 
 import pytest
-from rollout_rules import at, world
-from rollout_world import (
+from tests.rollout_rules import at, world
+from tests.rollout_world import (
     CANDIDATE,
     OTHER,
     STABLE,

@@ -11,9 +11,9 @@ from typing import Any
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from rollout_cluster import Behaviour
-from rollout_rules import watch
-from rollout_world import CANDIDATE, OTHER, OVER, STABLE, STRATEGY, World, service_of
+from tests.rollout_cluster import Behaviour
+from tests.rollout_rules import watch
+from tests.rollout_world import CANDIDATE, OTHER, OVER, STABLE, STRATEGY, World, service_of
 
 from kompakt.api import names
 from kompakt.controllers import objects
