@@ -268,7 +268,7 @@ def profiles(prefix: str) -> list[Object]:
     # No Python with torch fits into 64 MiB: its measurements are killed.
     starved = {"cpuMillis": 500, "memoryMebibytes": 64}
     return [
-        profile(f"{prefix}-cpu", "cpu", cpuMillis=1000, memoryMebibytes=2048),
+        profile(f"{prefix}-cpu", "cpu", cpuMillis=600, memoryMebibytes=2048),
         profile(f"{prefix}-edge", "edge", **edge),
         profile(f"{prefix}-starved", "edge", **starved),
     ]

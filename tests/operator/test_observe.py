@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 from __future__ import annotations
 
+import asyncio
 import json
 from types import SimpleNamespace
 from typing import Any, cast
@@ -44,11 +45,16 @@ class Answers:
 
     def __init__(self) -> None:
         self.gateway: Manifest | ApiError = GATEWAY
+        self.route: Manifest | None = None
         self.lists: dict[str, list[Manifest] | ApiError] = {}
         self.asked: list[tuple[str, str | None, str]] = []
 
     async def get(self, kind: Kind, namespace: str, name: str) -> Manifest:
-        """The Gateway."""
+        """The Gateway, or a route that is not watched."""
+        if kind.kind == "HTTPRoute":
+            if self.route is None:
+                raise NotFound(404, "NotFound", "no such route")
+            return self.route
         self.asked.append((kind.kind, namespace, name))
         if isinstance(self.gateway, ApiError):
             raise self.gateway
@@ -122,6 +128,23 @@ async def test_recipes_of_the_catalogue_are_found_and_hidden_by_one_s_own(world:
     assert observed.gateway is not None
     assert observed.gateway.address == "10.0.0.1:80"
     assert (observed.now, observed.route) == (42.0, None)
+
+
+async def test_a_route_of_somebody_else_is_seen(world: World) -> None:
+    """Routes without our label are not watched; one under our name must not be taken for absent."""
+    ref = world.put("CompressionPolicy", "p", spec=POLICY_SPEC)
+    backend = {"backendRefs": [{"name": "theirs"}]}
+    world.answers.route = {
+        "kind": "HTTPRoute",
+        "metadata": {"name": "p", "namespace": "team"},
+        "spec": {"rules": [backend]},
+    }
+
+    observed = await world.observer.policy(ref)
+
+    assert observed.route is not None
+    assert observed.route.stable_backend == "theirs"
+    assert names.STABLE_ANNOTATION not in observed.route.annotations
 
 
 async def test_a_recipe_that_does_not_parse_is_told_at_the_policy(world: World) -> None:
@@ -270,6 +293,26 @@ async def test_without_our_crds_nothing_starts(world: World) -> None:
 
     with pytest.raises(NotFound, match="install the CRDs"):
         await lists.list_all()
+
+
+async def test_an_api_server_that_is_away_is_waited_for(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A list that fails is tried again; it does not end the operator."""
+    monkeypatch.setattr("kompakt.operator.informer._LIST_AGAIN", 0.001)
+    lists, queue = informer(world)
+    ref = world.put("CompressionPolicy", "p", spec=POLICY_SPEC)
+    world.answers.lists["CompressionPolicy"] = [world.store.get(ref) or {}]
+    world.answers.lists["Pod"] = ApiError(0, "ApiServerUnreachable", "no answer")
+    resync = asyncio.create_task(lists.resync(0.001))
+    await asyncio.sleep(0.05)
+    assert not resync.done()
+    assert queue.depth() == 0
+
+    world.answers.lists["Pod"] = []
+    async with asyncio.timeout(5):
+        assert await queue.take() == ref
+    resync.cancel()
 
 
 async def test_a_deletion_that_the_watch_has_missed_is_found(world: World) -> None:

@@ -24,7 +24,7 @@ import kopf
 from kompakt.api import names
 from kompakt.operator.access import Access
 from kompakt.operator.client import Client
-from kompakt.operator.errors import NotFound, OperatorError
+from kompakt.operator.errors import ApiError, NotFound, OperatorError
 from kompakt.operator.intake import Intake
 from kompakt.operator.resources import (
     BY_NAME,
@@ -44,6 +44,7 @@ from kompakt.operator.workqueue import WorkQueue
 log = logging.getLogger(__name__)
 SELECTOR: Final = f"{names.MANAGED_BY_LABEL}={names.MANAGED_BY}"
 _FIRST_RESYNC: Final = 15.0
+_LIST_AGAIN: Final = 5.0
 
 
 def settings() -> kopf.OperatorSettings:
@@ -139,7 +140,12 @@ class Informer:
         """
         await asyncio.sleep(min(_FIRST_RESYNC, seconds))
         while True:
-            await self.list_all()
+            try:
+                await self.list_all()
+            except ApiError as error:
+                log.warning("not listed: %s", error.message)
+                await asyncio.sleep(min(_LIST_AGAIN, seconds))
+                continue
             for name in PLANNED:
                 for obj in self._store.all(name):
                     self._queue.add(ref_of(obj))

@@ -2,9 +2,9 @@
 """Puts together what a plan looks at: live objects parsed into the values of
 `kompakt.controllers.plan`.
 
-Everything comes from the store and the last measurements, with two exceptions that are read live
-where the store may lag: the pods of a Job that has just ended (their termination messages), and a
-Gateway that nobody has asked for yet.
+Everything comes from the store and the last measurements, but for what the store may not have: the
+pods of a Job that has just ended (their termination messages), a Gateway that nobody has asked for
+yet, and a route of somebody else's under the name of ours.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ from kompakt.controllers.plan import (
 from kompakt.controllers.render.route import parse_route
 from kompakt.operator import owners, states
 from kompakt.operator.client import Client
-from kompakt.operator.errors import InvalidObject
+from kompakt.operator.errors import InvalidObject, NotFound
 from kompakt.operator.gateways import Gateways
 from kompakt.operator.meter import VariantMeter
 from kompakt.operator.resources import (
@@ -137,7 +137,7 @@ class Observer:
             rollouts=self._of_policy(ROLLOUT, namespace, name),
             deployments=self._deployments(namespace, name),
             gateway=await self._gateway(raw),
-            route=self._route(namespace, name),
+            route=await self._route(namespace, name),
         )
 
     async def run(self, ref: Ref) -> RunObserved:
@@ -163,7 +163,7 @@ class Observer:
             now=self._clock(),
             variant=variant,
             policy=policy,
-            route=self._route(ref.namespace, reference.name) if reference else None,
+            route=await self._route(ref.namespace, reference.name) if reference else None,
         )
 
     async def rollout(self, ref: Ref) -> RolloutObserved:
@@ -182,7 +182,7 @@ class Observer:
             profiles=self._specs(PROFILE, "", owners.profiles(raw_policy)),
             deployments=self._deployments(namespace, name),
             gateway=await self._gateway(raw_policy),
-            route=self._route(namespace, name),
+            route=await self._route(namespace, name),
             others=tuple(other for other in rollouts if other.meta.name != ref.name),
             samples=self._meter.samples(ref),
             probe_ok=self._meter.probe_ok(ref),
@@ -211,9 +211,17 @@ class Observer:
         found = {name: self._store.parsed(Ref(kind, namespace, name), parse) for name in wanted}
         return {name: resource.spec for name, resource in sorted(found.items()) if resource}
 
-    def _route(self, namespace: str, policy: str) -> RouteState | None:
-        live = self._store.get(Ref("HTTPRoute", namespace, route_name(policy)))
-        return None if live is None else parse_route(live)
+    async def _route(self, namespace: str, policy: str) -> RouteState | None:
+        name = route_name(policy)
+        live = self._store.get(Ref("HTTPRoute", namespace, name))
+        if live is None:
+            # Only routes with our label are watched. Somebody else's of this name must be seen too,
+            # lest it be taken for absent and written over.
+            try:
+                live = await self._client.get(BY_NAME["HTTPRoute"], namespace, name)
+            except NotFound:
+                return None
+        return parse_route(live)
 
     async def _gateway(self, policy: Manifest) -> GatewayState | None:
         key = owners.gateway(policy)
