@@ -171,7 +171,9 @@ def write_checkpoint(folder: Path, model_type: str = "bert", *, seed: int = 0) -
             if name.endswith("norm.weight"):
                 parameter.uniform_(0.8, 1.2)
             else:
-                parameter.normal_(0.0, 0.3 if parameter.dim() == 1 else parameter.shape[1] ** -0.5)
+                parameter.normal_(
+                    0.0, 0.3 if parameter.dim() == 1 else 2 * parameter.shape[1] ** -0.5
+                )
         encoder.out.weight.mul_(4.0)
     state = {architecture.theirs(k): v.contiguous() for k, v in encoder.state_dict().items()}
     save_file(state, folder / "model.safetensors", metadata={"format": "pt"})

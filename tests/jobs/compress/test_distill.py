@@ -87,7 +87,7 @@ def test_few_texts_are_repeated(bench_of: Benches) -> None:
 
 def test_a_rate_that_is_too_high_fails_with_the_mend(bench_of: Benches) -> None:
     """Divergence is a failure that names the parameter, and the best model so far is kept."""
-    bench = pruned(bench_of("bert"))
+    bench = bench_of("bert")
     start = {name: p.clone() for name, p in bench.encoder.state_dict().items()}
     data = replace(bench.data, keep=lambda: "sha256:kept")
     with pytest.raises(TrainingDiverged, match=r"lower learningRateMicros \(now 100000\).*kept"):
@@ -96,6 +96,19 @@ def test_a_rate_that_is_too_high_fails_with_the_mend(bench_of: Benches) -> None:
         )
     restored = bench.encoder.state_dict()
     assert all(torch.equal(restored[name], start[name]) for name in start)
+
+
+def test_training_that_does_not_help_is_undone(bench_of: Benches) -> None:
+    """A model that was better before keeps its weights, and the summary says so."""
+    bench = bench_of("bert")  # not pruned: there is nothing to learn
+    start = {name: p.clone() for name, p in bench.encoder.state_dict().items()}
+    data = bench.data
+    note = DistillLogits(Distill(examples=32, learning_rate_micros=100)).apply(bench.encoder, data)
+    losses = data.details["distill"]["heldOutLosses"]
+    assert min(losses[1:]) > losses[0], "this rate must be too high for the test to mean anything"
+    assert note.startswith("distillation did not help")
+    found = bench.encoder.state_dict()
+    assert all(torch.equal(found[name], start[name]) for name in start)
 
 
 def test_what_is_not_a_number_fails_at_once(bench_of: Benches) -> None:

@@ -47,7 +47,7 @@ def test_graphs_answer_as_torch_does(
         pad_id=checkpoint.config["pad_token_id"],
         threads=1,
     )
-    assert largest < 1e-5
+    assert largest < 5e-5
     assert not encoder.training, "exporting must not leave the model in training mode"
     session = open_session(tmp_path / "model.onnx", threads=1)
     assert tuple(entry.name for entry in session.get_inputs()) == names

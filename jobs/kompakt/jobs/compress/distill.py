@@ -32,10 +32,9 @@ CHECKS = 4
 """How often the held-out texts are looked at."""
 WARM_UP_SHARE = 0.1
 WEIGHT_DECAY = 0.01
+UNLEARNED_SHARE = 0.5
+"""Of the loss of a model that answers always the same: above it, more than half is unlearned."""
 LARGEST_GRADIENT = 1.0
-WORSE_FACTOR = 2.0
-WORSE_BY = 0.05
-"""Held-out loss above its start by both of these is divergence, not noise."""
 
 
 @dataclass
@@ -88,10 +87,14 @@ class DistillLogits(TorchStep):
             progress.advance(len(batch.indices), note=f"loss {value:.4f}")
             if (number + 1) % check_every == 0 or number + 1 == len(batches):
                 losses.append(self._held_out_loss(encoder, checks, targets))
-                if losses[-1] <= best.loss:
+                if losses[-1] < best.loss:
                     best = _Best(losses[-1], _copy(trainable))
-        if not losses[-1] <= max(start * WORSE_FACTOR, start + WORSE_BY):
-            why = f"the loss on held-out texts went from {start:.4f} to {losses[-1]:.4f}"
+        uninformed = self._uninformed_loss(held_out, targets)
+        if not losses[-1] <= max(start, UNLEARNED_SHARE * uninformed):
+            why = (
+                f"the loss on held-out texts went from {start:.4f} to {losses[-1]:.4f}; to answer"
+                f" always the same would be {uninformed:.4f}"
+            )
             self._give_up(encoder, data, best, why)
         _restore(trainable, best.state)
         data.details["distill"] = {
@@ -100,7 +103,9 @@ class DistillLogits(TorchStep):
             "textsHeldOut": len(held_out),
             "heldOutLosses": [round(loss, 5) for loss in losses],
         }
-        return f"distilled on {len(shown):,} texts, held-out loss {start:.3f} to {best.loss:.3f}"
+        if best.loss == start:
+            return "distillation did not help (try a lower learningRateMicros) and was undone"
+        return f"distilled on {len(shown):,} texts, held-out loss {start:.4f} to {best.loss:.4f}"
 
     def _targets(self, data: TrainingData, indices: Sequence[int]) -> dict[int, torch.Tensor]:
         logits = torch.from_numpy(data.teacher([data.dataset.texts[i] for i in indices]))
@@ -125,6 +130,13 @@ class DistillLogits(TorchStep):
                 loss = self._loss(encoder(**batch.inputs), targets, batch)
                 total += float(loss) * len(batch.indices)
         return total / sum(len(batch.indices) for batch in batches)
+
+    def _uninformed_loss(self, indices: Sequence[int], targets: dict[int, torch.Tensor]) -> float:
+        """The loss of answering every text with the teacher's average."""
+        expected = torch.stack([targets[index] for index in indices])
+        average = expected.exp().mean(dim=0).log().expand_as(expected)
+        divergence = nn.functional.kl_div(average, expected, reduction="batchmean", log_target=True)
+        return float(divergence) * self._temperature**2
 
     @property
     def _temperature(self) -> float:

@@ -1,0 +1,235 @@
+# SPDX-License-Identifier: Apache-2.0
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from kompakt.api.job import CompressTask, ImportResult, ImportTask
+from kompakt.jobs.artifact import count_parameters
+from kompakt.jobs.compress.chain import compress
+from kompakt.jobs.compress.distill import DistillLogits
+from kompakt.jobs.errors import StepInvalid
+from kompakt.jobs.evaluate.classifier import Classifier
+from kompakt.jobs.importing import import_model
+from kompakt.jobs.models.checkpoint import inspect
+from kompakt.jobs.store import Store
+from kompakt.jobs.task import Workplace
+
+PRUNE: dict[str, Any] = {"prune": {"ffnKeepPermille": 500, "samples": 16}}
+DISTILL: dict[str, Any] = {"distill": {"examples": 64, "learningRateMicros": 50}}
+QUANTIZE: dict[str, Any] = {"quantize": {}}
+
+Places = Callable[[], Workplace]
+
+
+@pytest.fixture
+def place(workshop: Any) -> Places:
+    """A fresh scratch folder for each Job, one store for all."""
+    count = iter(range(100))
+
+    def make() -> Workplace:
+        scratch = workshop.root / f"job-{next(count)}"
+        scratch.mkdir()
+        return Workplace(store=Store(workshop.store), scratch=scratch, threads=1)
+
+    return make
+
+
+@pytest.fixture
+def imported(workshop: Any, place: Places) -> ImportResult:
+    """The baseline."""
+    model = {"uri": f"file://{workshop.checkpoint}", "maxSequenceLength": 40}
+    return import_model(ImportTask.model_validate({"model": model}), place())
+
+
+@pytest.fixture
+def task(workshop: Any, imported: ImportResult) -> Callable[..., CompressTask]:
+    """Makes a task over the same data."""
+    training = workshop.data("training.jsonl", 80)
+
+    def make(*steps: dict[str, Any], **changes: Any) -> CompressTask:
+        return CompressTask.model_validate(
+            {
+                "recipe": "test",
+                "checkpointDigest": imported.source_digest,
+                "baselineDigest": imported.artifact_digest,
+                "steps": list(steps),
+                "training": {"uri": training, "labelField": "label"},
+            }
+            | changes
+        )
+
+    return make
+
+
+def test_a_whole_recipe_makes_an_artifact(
+    task: Callable[..., CompressTask], imported: ImportResult, place: Places
+) -> None:
+    """Pruned, distilled, quantized: smaller, runnable, and it knows where it comes from."""
+    made = place()
+    result = compress(task(PRUNE, DISTILL, QUANTIZE), made)
+    manifest = made.store.get_artifact(result.artifact_digest, made.scratch / "check")
+    assert manifest.parent_digest == imported.artifact_digest
+    assert manifest.source_digest == imported.source_digest
+    assert (manifest.recipe, manifest.labels) == ("test", ["negative", "neutral", "positive"])
+    assert manifest.steps_digest is not None
+    assert result.size_bytes == manifest.size_bytes < imported.size_bytes / 2
+    assert result.parameters < imported.parameters
+    assert result.summary.startswith("FFN neurons kept by layer ")
+    assert result.summary.endswith("embedding tables int8")
+    classifier = Classifier(made.scratch / "check", max_sequence_length=40, threads=1)
+    assert classifier.answer("a good film").shape == (3,)
+    assert set(made.seconds) >= {"prune", "distill", "quantize", "export"}
+
+
+def test_without_torch_steps_the_baseline_is_quantized(
+    task: Callable[..., CompressTask], imported: ImportResult, place: Places
+) -> None:
+    """A recipe that only quantizes needs no data, and keeps the number of parameters."""
+    made = place()
+    result = compress(task(QUANTIZE, training=None), made)
+    assert result.parameters == imported.parameters
+    assert "import torch" not in made.seconds
+    again = compress(task(QUANTIZE, training=None), place())
+    assert again.artifact_digest == result.artifact_digest
+
+
+def test_pruned_models_are_smaller_without_quantization(
+    task: Callable[..., CompressTask], imported: ImportResult, place: Places
+) -> None:
+    """Export follows the torch steps even when nothing is quantized."""
+    made = place()
+    result = compress(task(PRUNE), made)
+    made.store.get_artifact(result.artifact_digest, made.scratch / "check")
+    assert count_parameters(made.scratch / "check/model.onnx") == result.parameters
+    assert made.details["parity"] < 1e-4
+
+
+def test_a_killed_job_goes_on_where_it_was(
+    task: Callable[..., CompressTask], place: Places, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Killed while distilling, the next try does not prune again and gives the same."""
+    whole = compress(task(PRUNE, DISTILL, QUANTIZE, seed=7), place())
+    store = place().store
+
+    class Killed(BaseException):
+        """As a signal would end the process."""
+
+    def die(*_arguments: Any) -> str:
+        raise Killed
+
+    def forget(step: str) -> None:
+        for entry in Path(store.root.removeprefix("file://")).glob("steps/*.json"):
+            if step in entry.read_text():
+                entry.unlink()
+
+    forget("distilled")
+    forget("kept")
+    with monkeypatch.context() as patch:
+        patch.setattr(DistillLogits, "apply", die)
+        with pytest.raises(Killed):
+            compress(task(PRUNE, DISTILL, QUANTIZE, seed=7), place())
+    second = place()
+    resumed = compress(task(PRUNE, DISTILL, QUANTIZE, seed=7), second)
+    assert second.details["resumedAfterSteps"] == 1
+    assert "prune" not in second.seconds
+    assert resumed.artifact_digest == whole.artifact_digest
+    assert resumed.summary == whole.summary
+    third = place()
+    assert compress(task(PRUNE, DISTILL, QUANTIZE, seed=7), third).artifact_digest == (
+        whole.artifact_digest
+    )
+    assert third.details["resumedAfterSteps"] == 2
+
+
+def test_another_seed_or_parameter_starts_anew(
+    task: Callable[..., CompressTask], place: Places
+) -> None:
+    """Results are shared between trials only where everything they follow from is the same."""
+    compress(task(PRUNE, DISTILL), place())
+    same_start = place()
+    compress(task(PRUNE, {"distill": {"examples": 96, "learningRateMicros": 50}}), same_start)
+    assert same_start.details["resumedAfterSteps"] == 1
+    for changed in (
+        task(PRUNE, DISTILL, seed=1),
+        task({"prune": {"ffnKeepPermille": 400, "samples": 16}}, DISTILL),
+    ):
+        fresh = place()
+        compress(changed, fresh)
+        assert "resumedAfterSteps" not in fresh.details
+
+
+def test_other_data_starts_anew(
+    task: Callable[..., CompressTask], place: Places, workshop: Any
+) -> None:
+    """A changed file under the same name is other data."""
+    compress(task(PRUNE), place())
+    workshop.data("training.jsonl", 80, seed=5)
+    fresh = place()
+    compress(task(PRUNE), fresh)
+    assert "resumedAfterSteps" not in fresh.details
+
+
+def test_a_damaged_checkpoint_is_made_again(
+    task: Callable[..., CompressTask], place: Places, imported: ImportResult
+) -> None:
+    """A step whose result was damaged in the store is run again, and gives the same."""
+    first = compress(task(PRUNE), place())
+    store = Path(place().store.root.removeprefix("file://"))
+    source = imported.source_digest.replace(":", "-")
+    (damaged,) = [p for p in store.glob("checkpoints/*/model.safetensors") if source not in str(p)]
+    content = bytearray(damaged.read_bytes())
+    content[-1] ^= 1
+    damaged.write_bytes(bytes(content))
+    again = place()
+    assert compress(task(PRUNE), again).artifact_digest == first.artifact_digest
+    assert "resumedAfterSteps" not in again.details
+
+
+def test_pruned_checkpoints_load_from_the_store(
+    task: Callable[..., CompressTask], place: Places, tmp_path: Path
+) -> None:
+    """What a step stored is a checkpoint like any other, with the sizes of its layers."""
+    made = place()
+    compress(task(PRUNE), made)
+    (entry,) = Path(made.store.root.removeprefix("file://")).glob("steps/*.json")
+    made.store.get_checkpoint(json.loads(entry.read_text())["checkpoint"], tmp_path / "back")
+    sizes = inspect(tmp_path / "back", origin="test").ffn_sizes
+    assert list(sizes) == made.details["prune"]["neuronsAfter"]
+
+
+@pytest.mark.parametrize(
+    ("steps", "message"),
+    [
+        ([QUANTIZE, PRUNE], "quantize works on the exported graph, so it must be the last step"),
+        ([{}], "exactly one of prune, distill, quantize; this one is none"),
+        ([PRUNE | QUANTIZE], "this one is prune and quantize"),
+    ],
+    ids=["order", "empty", "two at once"],
+)
+def test_bad_recipes_are_refused(
+    task: Callable[..., CompressTask], place: Places, steps: list[dict[str, Any]], message: str
+) -> None:
+    """A recipe that cannot be run is invalid input, found before anything is done."""
+    with pytest.raises(StepInvalid, match=message):
+        compress(task(*steps), place())
+
+
+def test_training_needs_data(task: Callable[..., CompressTask], place: Places) -> None:
+    """A step that needs texts says so, and which setting names them."""
+    with pytest.raises(StepInvalid, match=r"prune of the recipe test needs texts: set data\.train"):
+        compress(task(PRUNE, training=None), place())
+
+
+def test_unlabelled_texts_will_do(
+    task: Callable[..., CompressTask], place: Places, workshop: Any
+) -> None:
+    """Pruning and distillation work on calibration texts without labels."""
+    source = {"uri": workshop.data("training.jsonl", 80)}
+    made = place()
+    compress(task(PRUNE, DISTILL, training=None, calibration=source), made)
+    assert made.details["prune"]["labelled"] is False
