@@ -90,7 +90,7 @@ def changed(spec: dict[str, Any], path: str, value: Any) -> dict[str, Any]:
     """A copy of a spec with one field set, or removed when the value is `...`."""
     result = copy.deepcopy(spec)
     *parents, last = path.split(".")
-    node = result
+    node: Any = result
     for key in parents:
         node = node[int(key)] if isinstance(node, list) else node.setdefault(key, {})
     if value is ...:

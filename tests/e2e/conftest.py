@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pytest
-from e2e.kit import (
+from tests.e2e.kit import (
     IMAGE,
     RUNTIME_CLASS,
     Kube,
@@ -32,7 +32,7 @@ from e2e.kit import (
 )
 
 if TYPE_CHECKING:
-    from cluster_fixture import Cluster
+    from tests.cluster_fixture import Cluster
 
 ROOT = Path(__file__).resolve().parents[2]
 # The image of the local cluster: this machine's userland, with this checkout and its environment.

@@ -21,7 +21,7 @@ from typing import TYPE_CHECKING, Any
 import yaml
 
 if TYPE_CHECKING:
-    from cluster_fixture import Cluster
+    from tests.cluster_fixture import Cluster
 
 IMAGE = "localhost/kompakt:dev"
 RUNTIME_CLASS = "host-userland"

@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 import pytest
-from e2e.kit import (
+from tests.e2e.kit import (
     FOR_EVER,
     INT8,
     Kube,

@@ -6,7 +6,7 @@ from __future__ import annotations
 from collections.abc import Callable
 
 import pytest
-from e2e.kit import (
+from tests.e2e.kit import (
     INT8,
     Kube,
     Object,

@@ -9,7 +9,7 @@ from typing import cast
 import pytest
 from aiohttp import web
 from aiohttp.test_utils import TestServer
-from shell_world import Api, FakeClient, Reply
+from tests.shell_world import Api, FakeClient, Reply
 
 from kompakt.operator.access import Access
 from kompakt.operator.client import Client

@@ -5,7 +5,7 @@ from typing import Any
 
 import pytest
 from aiohttp import web
-from shell_world import Api
+from tests.shell_world import Api
 
 from kompakt.operator.errors import ApiError, Conflict, Forbidden, Invalid, NotFound, NotLeader
 from kompakt.operator.resources import BY_NAME

@@ -7,7 +7,7 @@ from itertools import pairwise
 from typing import Any, cast
 
 import pytest
-from shell_world import FakeClient
+from tests.shell_world import FakeClient
 
 from kompakt.api import names
 from kompakt.api.rollout import VariantRolloutStatus
