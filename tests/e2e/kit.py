@@ -264,9 +264,10 @@ def profile(name: str, pool: str, **spec: Any) -> Object:
 
 def profiles(prefix: str) -> list[Object]:
     """They are cluster-scoped: their names carry the namespace's."""
-    edge = {"cpuMillis": 500, "memoryMebibytes": 512, "jobMemoryMebibytes": 1536}
+    # Small, so that two rollouts fit on the pool beside what a demo has left there.
+    edge = {"cpuMillis": 300, "memoryMebibytes": 512, "jobMemoryMebibytes": 1536}
     # No Python with torch fits into 64 MiB: its measurements are killed.
-    starved = {"cpuMillis": 500, "memoryMebibytes": 64}
+    starved = {"cpuMillis": 300, "memoryMebibytes": 64}
     return [
         profile(f"{prefix}-cpu", "cpu", cpuMillis=600, memoryMebibytes=2048),
         profile(f"{prefix}-edge", "edge", **edge),

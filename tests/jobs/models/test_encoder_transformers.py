@@ -42,4 +42,4 @@ def test_logits_equal_those_of_transformers(
             expected = reference.eval()(**inputs).logits
             found = ours(**inputs)
         assert expected.std() > 0.1, "answers that are all alike would prove nothing"
-        torch.testing.assert_close(found, expected, atol=1e-5, rtol=1e-5)
+        torch.testing.assert_close(found, expected, atol=1e-4, rtol=1e-4)
