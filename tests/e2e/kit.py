@@ -298,6 +298,7 @@ def policy(kube: Kube, name: str, **changes: Any) -> Object:
             "target": "edge",
             "gatewayRef": {"name": "public", "namespace": "gateways"},
             "hostnames": [host(kube, name)],
+            "deletionPolicy": "Delete",
         },
         "rollout": {
             "shadow": {"percent": 100, "minimumPairs": 60},

@@ -52,7 +52,7 @@ def in_canary(kube: Kube, name: str) -> Callable[[Object], bool]:
 
 
 @pytest.fixture(scope="module")
-def promoted(kube: Kube, operator: Operator, inputs: list[str]) -> Object:
+def promoted(kube: Kube, operator: Operator, inputs: list[str]) -> Iterator[Object]:
     """A policy whose choice has come to production; users come as soon as anything serves."""
     kube.apply(INT8, policy(kube, NAME))
     kube.wait("compressionpolicy", NAME, is_true("Serving"), seconds=150, what="serving")
@@ -66,7 +66,8 @@ def promoted(kube: Kube, operator: Operator, inputs: list[str]) -> Object:
         client.stop()
     assert client.failures == []
     assert client.outcomes["200"] > 100
-    return found
+    yield found
+    kube("delete", "compressionpolicy", NAME)
 
 
 @pytest.fixture

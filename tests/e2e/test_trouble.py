@@ -45,7 +45,7 @@ def gateway(name: str) -> Object:
 
 def served_by(name: str) -> Object:
     """The part of a policy that names a Gateway of the same namespace."""
-    return {"target": "edge", "gatewayRef": {"name": name}}
+    return {"target": "edge", "gatewayRef": {"name": name}, "deletionPolicy": "Delete"}
 
 
 def test_what_is_missing_is_named_and_heals(kube: Kube, operator: Operator) -> None:
