@@ -21,7 +21,7 @@ from kompakt.operator.informer import settings
 from kompakt.operator.metrics_server import Health
 from kompakt.operator.observe import parse
 from kompakt.operator.options import parse as parse_options
-from kompakt.operator.outcomes import count
+from kompakt.operator.outcomes import count, time_job
 from kompakt.operator.resources import BY_NAME, MADE, kind_of
 from kompakt.operator.store import Store
 from kompakt.operator.workqueue import WorkQueue
@@ -140,6 +140,25 @@ async def test_liveness_is_the_queue_s_progress() -> None:
     queue._schedule.add("x", now=-1000)
 
     assert "has waited" in health.stuck()
+
+
+def test_a_job_is_timed_once() -> None:
+    """When it is first seen to have ended; not when it had ended before the operator looked."""
+    metadata = {"labels": {names.TASK_LABEL: "import"}}
+    started = {"startTime": "2026-01-01T00:00:00Z"}
+    ended = {
+        "completionTime": "2026-01-01T00:00:20Z",
+        "conditions": [{"type": "Complete", "status": "True"}],
+    }
+    running = {"metadata": metadata, "status": started}
+    done = {"metadata": metadata, "status": {**started, **ended}}
+    timed = telemetry.JOB_SECONDS.labels("import", "succeeded")
+    before = timed._sum.get()
+
+    for old, new in ((running, running), (running, done), (done, done), (None, done)):
+        time_job(old, new)
+
+    assert timed._sum.get() == before + 20
 
 
 def test_ends_of_rollouts_are_counted_once() -> None:

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 
+from kompakt.operator import outcomes
 from kompakt.operator.owners import dependents
 from kompakt.operator.resources import Manifest, Ref, ref_of
 from kompakt.operator.store import Store
@@ -25,7 +26,10 @@ class Intake:
 
     def put(self, obj: Manifest) -> None:
         """An object as it is now, or was a moment ago."""
+        before = self._store.get(ref_of(obj))
         if self._store.put(obj):
+            if obj["kind"] == "Job":
+                outcomes.time_job(before, obj)
             self._stir([obj])
 
     def deleted(self, obj: Manifest) -> None:

@@ -1,13 +1,16 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Counts what came out of runs and rollouts, when a status first says so."""
+"""Counts what came out of runs, Jobs and rollouts, when a status first says so."""
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
+from kompakt.api import names
 from kompakt.controllers.conditions import find
 from kompakt.operator import telemetry
 from kompakt.operator.resources import ROLLOUT, RUN
+from kompakt.operator.states import condition, unix_seconds
 
 
 def count(kind: str, before: Any, after: Any) -> None:
@@ -27,3 +30,25 @@ def count(kind: str, before: Any, after: Any) -> None:
         settled = now is not None and now.status != "Unknown"
         if settled and now is not None and (then is None or then.status != now.status):
             telemetry.RUNS.labels("succeeded" if now.status == "True" else "failed").inc()
+
+
+def time_job(before: Mapping[str, Any] | None, after: Mapping[str, Any]) -> None:
+    """Note how long a Job took, when it is first seen to have ended."""
+    result = _result(after)
+    # One that had ended before we looked was counted by whoever looked then.
+    if before is None or result is None or _result(before) is not None:
+        return
+    status = after["status"]
+    found = condition(status, "Complete") or condition(status, "Failed") or {}
+    ended = status.get("completionTime") or found.get("lastTransitionTime")
+    seconds = unix_seconds(ended) - unix_seconds(status.get("startTime"))
+    task = (after["metadata"].get("labels") or {}).get(names.TASK_LABEL, "unknown")
+    telemetry.JOB_SECONDS.labels(task, result).observe(seconds)
+
+
+def _result(job: Mapping[str, Any]) -> str | None:
+    status = job.get("status") or {}
+    for type_, result in (("Complete", "succeeded"), ("Failed", "failed")):
+        if (condition(status, type_) or {}).get("status") == "True":
+            return result
+    return None

@@ -72,6 +72,13 @@ SCRAPE_SECONDS: Final = Histogram(
 RUNS: Final = Counter(
     "kompakt_runs", "Runs that ended, by result (succeeded, failed).", ["result"], registry=REGISTRY
 )
+JOB_SECONDS: Final = Histogram(
+    "kompakt_job_duration_seconds",
+    "Time from the start of a Job to its end, by task (import, compress, measure) and result.",
+    ["task", "result"],
+    buckets=(10, 30, 60, 120, 300, 600, 1800, 3600, 7200, 14400),
+    registry=REGISTRY,
+)
 ROLLOUTS: Final = Counter(
     "kompakt_rollouts",
     "Rollouts that ended, by result (promoted, rolled_back).",
