@@ -220,8 +220,14 @@ def test_wrong_data_is_never_retried(
         ('{"kind": "Import", "reportName": "x"}', r"store: Field required"),
         ('{"kind": "Import", "store": "file:///x", "reportName": "x"}', r"not none"),
         (
-            '{"kind": "Measure", "store": "file:///x", "reportName": "x", "importModel":'
-            + ' {"model": {"uri": "file:///x"}}}',
+            json.dumps(
+                {
+                    "kind": "Measure",
+                    "store": "file:///x",
+                    "reportName": "x",
+                    "importModel": {"model": {"uri": "file:///x"}},
+                }
+            ),
             r"a task of kind Measure has exactly the member measure, not import_model",
         ),
     ],
