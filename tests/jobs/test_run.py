@@ -321,7 +321,7 @@ def test_data_can_be_fetched(
     target = tmp_path / "deep/golden.jsonl"
     assert main(["fetch-data", "--source", json.dumps(source), "--to", str(target)]) == 0
     assert [json.loads(line) for line in target.read_text().splitlines()] == [
-        {"text": "good film", "label": "2", "slices": {"shop": "x"}}
+        {"text": "good film", "label": 2, "slices": {"shop": "x"}}
     ]
     capsys.readouterr()
     assert main(["fetch-data", "--source", "{}", "--to", str(target)]) == 42

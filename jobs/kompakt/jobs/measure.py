@@ -38,6 +38,17 @@ def measure(task: MeasureTask, place: Workplace) -> MeasureResult:
         labels = resolve_labels(dataset, known.labels)
     lengths = {baseline: known.max_sequence_length, candidate: manifest.max_sequence_length}
     digests = {baseline: task.baseline_digest, candidate: task.candidate_digest}
+    # First, while this process is small: both must fit into the pod's memory together.
+    with place.stage("memory"):
+        peaks = {
+            folder: peak_memory(
+                folder,
+                dataset.texts,
+                max_sequence_length=lengths[folder],
+                threads=task.threads,
+            )
+            for folder in (baseline, candidate)
+        }
     with place.stage("evaluate"):
         logits = {
             folder: logits_of(
@@ -57,20 +68,11 @@ def measure(task: MeasureTask, place: Workplace) -> MeasureResult:
             candidate=logits[candidate],
             selection_permille=task.selection_permille,
         )
-    with place.stage("memory"):
-        peaks = {
-            folder: peak_memory(
-                folder,
-                dataset.texts,
-                max_sequence_length=lengths[folder],
-                threads=task.threads,
-            )
-            for folder in (baseline, candidate)
-        }
     with place.stage("benchmark"):
         benchmark = _benchmark(task, dataset, baseline, candidate, lengths=lengths, peaks=peaks)
     usage = resource.getrusage(resource.RUSAGE_SELF)
     place.details["involuntaryContextSwitches"] = usage.ru_nivcsw
+    place.details["peakMemoryMebibytes"] = machine.peak_memory_mebibytes()
     return MeasureResult(
         measurement=Measurement(
             target=task.target,

@@ -32,7 +32,7 @@ def test_json_lines_are_read_in_order(tmp_path: Path) -> None:
     """Texts, labels as text, and slice values cut to what a status can hold."""
     dataset = read(source(jsonl(tmp_path / "a.jsonl", [*ROWS])))
     assert dataset.texts == [f"text {i}" for i in range(10)]
-    assert [example.label for example in dataset.examples[:4]] == ["0", "1", "2", "0"]
+    assert [example.label for example in dataset.examples[:4]] == [0, 1, 2, 0]
     assert {len(example.slices["shop"]) for example in dataset.examples} == {60, 61, 62, 63}
     digest = hashlib.sha256((tmp_path / "a.jsonl").read_bytes()).hexdigest()
     assert dataset.digest == f"sha256:{digest}"

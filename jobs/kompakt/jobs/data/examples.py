@@ -24,7 +24,7 @@ class Example:
     """One text."""
 
     text: str
-    label: str | None = None
+    label: str | int | None = None
     """As written in the file: a label's name or its index."""
     slices: dict[str, str] = field(default_factory=dict)
     line: int = 0
@@ -63,13 +63,14 @@ def resolve_labels(dataset: Dataset, labels: Sequence[str]) -> list[int]:
     for example in dataset.examples:
         if example.label is None:
             raise DataInvalid(f"{dataset.uri} is read without labels; set labelField")
-        index = by_name.get(example.label)
-        if index is None and example.label.isdecimal() and int(example.label) < len(labels):
-            index = int(example.label)
+        written = str(example.label)
+        index = by_name.get(written)
+        if index is None and written.isdecimal() and int(written) < len(labels):
+            index = int(written)
         if index is None:
             known = ", ".join(labels[:NAMED_LABELS]) + (", …" if len(labels) > NAMED_LABELS else "")
             raise LabelUnknown(
-                f"the label {example.label[:100]!r} in line {example.line} of {dataset.uri} is none"
+                f"the label {written[:100]!r} in line {example.line} of {dataset.uri} is none"
                 " of the model's"
                 f" labels ({known}) nor an index below {len(labels)}; correct the data, or set"
                 " labelField"

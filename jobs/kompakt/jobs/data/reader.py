@@ -82,11 +82,13 @@ def _examples(source: DataSource, raw: io.RawIOBase) -> Iterator[Example]:
         name = name.removesuffix(".gz")
         stream = gzip.open(stream)  # noqa: SIM115 the location's context closes what is below
     text = io.TextIOWrapper(stream, encoding="utf-8-sig", newline="")
-    rows = _csv_rows(source, text) if name.endswith(".csv") else _json_rows(source, text)
+    from_csv = name.endswith(".csv")
+    rows = _csv_rows(source, text) if from_csv else _json_rows(source, text)
     for line, row in rows:
-        label = None
+        label: str | int | None = None
         if source.label_field is not None:
-            label = _label(_value(source, row, "labelField", source.label_field, line))
+            value = _value(source, row, "labelField", source.label_field, line)
+            label = _label(value, from_csv=from_csv)
         yield Example(
             text=_text(source, _value(source, row, "textField", source.text_field, line), line),
             label=label,
@@ -149,10 +151,13 @@ def _text(source: DataSource, value: Any, line: int) -> str:
     return value
 
 
-def _label(value: Any) -> str:
+def _label(value: Any, *, from_csv: bool) -> str | int:
     if isinstance(value, bool) or not isinstance(value, str | int):
         return _kind(value)  # no label is called so: the error about unknown labels names it
-    return str(value).strip()
+    if isinstance(value, int):
+        return value
+    # CSV knows no numbers; whoever reads the label next should be told that it is an index.
+    return int(value) if from_csv and value.strip().isdecimal() else value.strip()
 
 
 def _slice(value: Any) -> str:
