@@ -36,10 +36,7 @@ MANIFESTS: Final = ROOT / "examples" / "sentiment"
 CALM_RATE: Final = 10.0
 """Requests a second while models are compressed: on two cores they would slow each other down."""
 BUSY_RATE: Final = 25.0
-"""Requests a second during the rollout of the chosen variant: the slow source answers most of them,
-and once more for the comparison."""
-RUSH_RATE: Final = 40.0
-"""Requests a second afterwards, when two fast variants share the users."""
+"""Requests a second during rollouts: half a core keeps its objectives at that."""
 _POLL_SECONDS: Final = 0.4
 _PATIENCE_SECONDS: Final = 30.0
 """How long the API server may be silent."""
@@ -197,8 +194,6 @@ class Demo:
         if digest is None:
             raise self.broken(f"rollout {rollout.name} does not say what it promoted")
         self.marks.append(Mark(time.time(), "promoted", css="good"))
-        if self.client is not None:
-            self.client.rate = RUSH_RATE
         return digest
 
     async def make_over_pruned(self) -> str:
