@@ -6,6 +6,7 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
+import time
 from pathlib import Path
 from typing import Any
 
@@ -167,13 +168,25 @@ def test_the_api_server_takes_every_object(cluster: Any, namespace: str) -> None
     kinds = [d for d in documents if d["kind"] == "CustomResourceDefinition"]
     rest = [d for d in documents if d["kind"] != "CustomResourceDefinition"]
     flags = ["--server-side", "--force-conflicts", "--validate=strict", "-f", "-"]
-    for items, dry in ((kinds, []), (rest, ["--dry-run=server"])):
-        done = subprocess.run(
-            [*kubectl, "apply", *flags, *dry],
-            input=json.dumps({"apiVersion": "v1", "kind": "List", "items": items}),
-            capture_output=True,
-            text=True,
-            timeout=60,
-            check=False,
-        )
-        assert done.returncode == 0, done.stderr
+    apply(kubectl, flags, kinds)
+    for _ in range(30):
+        done = apply(kubectl, [*flags, "--dry-run=server"], rest)
+        # The API server serves a kind a moment after it was made.
+        if "no matches for kind" not in done.stderr:
+            break
+        time.sleep(0.5)
+    assert done.returncode == 0, done.stderr
+
+
+def apply(
+    kubectl: list[str], flags: list[str], items: list[dict[str, Any]]
+) -> subprocess.CompletedProcess[str]:
+    """Apply some objects."""
+    return subprocess.run(
+        [*kubectl, "apply", *flags],
+        input=json.dumps({"apiVersion": "v1", "kind": "List", "items": items}),
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=False,
+    )

@@ -6,6 +6,7 @@ from __future__ import annotations
 import copy
 import json
 import subprocess
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -27,10 +28,15 @@ def kinds(cluster: Any) -> Any:
     """The cluster with the kinds of this checkout."""
     names = [f"crd/{info.crd_name}" for info in KINDS]
     apply = ["apply", "--server-side", "--force-conflicts", "-f", str(ROOT / "crds")]
-    for command in (apply, ["wait", "--for=condition=Established", "--timeout=30s", *names]):
-        done = run(cluster, *command)
-        assert done.returncode == 0, done.stderr
-    return cluster
+    done = run(cluster, *apply)
+    assert done.returncode == 0, done.stderr
+    # A kind made this moment has no conditions, and `kubectl wait` takes that for an error.
+    for _ in range(30):
+        done = run(cluster, "wait", "--for=condition=Established", "--timeout=30s", *names)
+        if done.returncode == 0:
+            return cluster
+        time.sleep(0.5)
+    pytest.fail(done.stderr)
 
 
 def run(cluster: Any, *args: str, text: str | None = None) -> subprocess.CompletedProcess[str]:
