@@ -86,6 +86,7 @@ def import_model(task: ImportTask, place: Workplace) -> ImportResult:
         "uri": origin,
         "revision": revision,
         "architecture": checkpoint.architecture.class_name,
+        "heads": list(checkpoint.head_counts),
         "ffnSizes": list(checkpoint.ffn_sizes),
         "labels": list(checkpoint.labels),
     }

@@ -202,6 +202,33 @@ def test_pruned_checkpoints_load_from_the_store(
     assert list(sizes) == made.details["prune"]["neuronsAfter"]
 
 
+def test_a_pruned_model_is_a_source_like_any_other(
+    workshop: Any, task: Callable[..., CompressTask], place: Places, tmp_path: Path
+) -> None:
+    """A checkpoint with fewer heads, neurons and layers is imported and pruned further."""
+    import torch
+
+    from kompakt.jobs.models.load import load, save
+
+    original = inspect(workshop.checkpoint, origin="test")
+    encoder = load(original)
+    first, second = encoder.encoder_layers()
+    first.keep_heads(torch.tensor([0, 2, 3]))
+    second.keep_neurons(torch.arange(64))
+    save(encoder, original, tmp_path / "pruned")
+    model = {"uri": f"file://{tmp_path / 'pruned'}", "maxSequenceLength": 40}
+    made = place()
+    pruned = import_model(ImportTask.model_validate({"model": model}), made)
+    assert (made.details["model"]["heads"], made.details["model"]["ffnSizes"]) == (
+        [3, 4],
+        [128, 64],
+    )
+    assert pruned.parameters == encoder.parameter_count
+    digests = {"checkpointDigest": pruned.source_digest, "baselineDigest": pruned.artifact_digest}
+    result = compress(task(PRUNE, **digests), place())
+    assert result.parameters < pruned.parameters
+
+
 @pytest.mark.parametrize(
     ("steps", "message"),
     [

@@ -67,7 +67,7 @@ def test_importance_is_the_squared_gradient_of_each_sample(bench_of: Benches) ->
         x, mask = bench.encoder.embed(**batch.inputs)
         for layer, gate in zip(bench.encoder.encoder_layers(), gates, strict=True):
             x = layer.attend(x, mask)
-            x = layer.combine(x, layer.neurons(x) * gate)
+            x = layer.norm(layer.down(layer.neurons(x) * gate) + x)
         logits = bench.encoder.out(bench.encoder.head_activation(bench.encoder.head(x[:, 0])))
         label = torch.tensor([bench.data.labels[index] for index in batch.indices])
         loss = nn.functional.cross_entropy(logits, label)

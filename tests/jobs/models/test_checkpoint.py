@@ -39,6 +39,7 @@ def test_every_architecture_is_understood(model_type: str, checkpoint_of: Checkp
     checkpoint = inspect(checkpoint_of(model_type), origin="test")
     assert checkpoint.labels == ("negative", "neutral", "positive")
     assert checkpoint.ffn_sizes == (128, 128)
+    assert (checkpoint.head_counts, checkpoint.head_width) == ((4, 4), 16)
     assert checkpoint.parameters == load(checkpoint).parameter_count
 
 
@@ -57,7 +58,11 @@ def test_every_architecture_is_understood(model_type: str, checkpoint_of: Checkp
         ({"id2label": {"x": "a", "y": "b", "z": "c"}}, r"must name the labels 0, 1, 2"),
         ({"id2label": {"0": "score"}}, r"one output, which is regression"),
         ({"hidden_act": "swiglu"}, r"has the activation swiglu; supported are gelu"),
-        ({"num_attention_heads": 7}, r"num_attention_heads 7, which does not divide"),
+        ({"num_attention_heads": 7}, r"num_attention_heads 7, which does not divide the hidden"),
+        ({"num_attention_heads": None}, r"num_attention_heads 0, which does not divide"),
+        ({"kompakt_head_width": 0}, r"kompakt_head_width 0, which is no width of a head"),
+        ({"kompakt_head_width": "16"}, r"kompakt_head_width 16, which is no width of a head"),
+        ({"kompakt_head_width": 24}, r"64 rows in bert\.encoder\.layer\.0\..*query.* width 24"),
         ({"position_embedding_type": "relative_key"}, r"no plain encoder with absolute positions"),
         ({"is_decoder": True}, r"no plain encoder"),
     ],
@@ -88,14 +93,35 @@ def add_adapter(state: dict[str, torch.Tensor]) -> None:
     state["bert.encoder.layer.0.adapter.down.weight"] = torch.zeros(4, 4)
 
 
+def narrow_keys(state: dict[str, torch.Tensor]) -> None:
+    """A head is gone from the keys alone."""
+    name = "bert.encoder.layer.1.attention.self.key.weight"
+    state[name] = state[name][:48].contiguous()
+
+
+def narrow_down(state: dict[str, torch.Tensor]) -> None:
+    """Neurons are gone from one of the two matrices alone."""
+    name = "bert.encoder.layer.0.output.dense.weight"
+    state[name] = state[name][:, :96].contiguous()
+
+
+def drop_layer(state: dict[str, torch.Tensor]) -> None:
+    """The first layer is lost, the second keeps its number."""
+    for name in [name for name in state if ".layer.0." in name]:
+        del state[name]
+
+
 @pytest.mark.parametrize(
     ("change", "message"),
     [
+        (narrow_keys, r"key\.weight of test is 48 x 64, but .* other weights ask for 64 x 64"),
+        (narrow_down, r"output\.dense\.weight of test is 64 x 96, but .* ask for 64 x 128"),
+        (drop_layer, r"lacks 16 weights, first of them bert\.encoder\.layer\.0\."),
         (drop_head, r"no classification head \(classifier\.weight is missing.*base model"),
         (drop_bias, r"lacks 1 weights, first of them bert\.encoder\.layer\.1\.output\.dense\.bias"),
         (add_adapter, r"1 weights that a BertForSequenceClassification does not have.*adapter"),
     ],
-    ids=["base model", "lost weight", "adapter"],
+    ids=["keys", "neurons", "lost layer", "base model", "lost weight", "adapter"],
 )
 def test_weights_must_be_those_of_the_architecture(
     checkpoint_of: Checkpoints,
@@ -196,10 +222,11 @@ def test_sizes_survive_saving(model_type: str, checkpoint_of: Checkpoints, tmp_p
     """A model whose layers have other sizes is saved and loaded again, bit by bit."""
     checkpoint = inspect(checkpoint_of(model_type), origin="test")
     encoder = load(checkpoint)
-    layer = encoder.encoder_layers()[1]
-    layer.replace_neurons(
-        up=layer.up.weight[:48], up_bias=layer.up.bias[:48], down=layer.down.weight[:, :48]
-    )
+    first, second = encoder.encoder_layers()
+    first.keep_heads(torch.tensor([0, 2, 3]))
+    first.keep_neurons(torch.arange(0))
+    second.keep_heads(torch.arange(0))
+    second.keep_neurons(torch.arange(48))
     names = save(encoder, checkpoint, tmp_path / "saved")
     assert (
         names
@@ -211,12 +238,42 @@ def test_sizes_survive_saving(model_type: str, checkpoint_of: Checkpoints, tmp_p
         ]
     )
     config = json.loads((tmp_path / "saved/config.json").read_text())
-    assert config["kompakt_ffn_sizes"] == [128, 48]
+    assert config["kompakt_ffn_sizes"] == [0, 48]
+    assert (config["kompakt_heads"], config["kompakt_head_width"]) == ([3, 0], 16)
     again = inspect(tmp_path / "saved", origin="test")
-    assert again.ffn_sizes == (128, 48)
+    assert (again.ffn_sizes, again.head_counts, again.head_width) == ((0, 48), (3, 0), 16)
     state = load(again).state_dict()
     assert all(torch.equal(state[name], tensor) for name, tensor in encoder.state_dict().items())
     assert set(load_file(tmp_path / "saved/model.safetensors")) == set(checkpoint.shapes)
+
+
+@pytest.mark.parametrize("model_type", sorted(ARCHITECTURES))
+def test_fewer_layers_are_a_plain_model(
+    model_type: str, checkpoint_of: Checkpoints, tmp_path: Path
+) -> None:
+    """Without its first layer the model is one that transformers understands, too."""
+    checkpoint = inspect(checkpoint_of(model_type), origin="test")
+    encoder = load(checkpoint)
+    kept = encoder.encoder_layers()[1].state_dict()
+    encoder.keep_layers([1])
+    save(encoder, checkpoint, tmp_path / "saved")
+    config = json.loads((tmp_path / "saved/config.json").read_text())
+    assert config == checkpoint.config | {checkpoint.architecture.layers_key: 1}
+    (layer,) = load(inspect(tmp_path / "saved", origin="test")).encoder_layers()
+    assert all(torch.equal(tensor, kept[name]) for name, tensor in layer.state_dict().items())
+
+
+def test_whole_heads_need_no_word_of_ours(checkpoint_of: Checkpoints, tmp_path: Path) -> None:
+    """Once the layer that lacks heads is gone, so are our keys."""
+    checkpoint = inspect(checkpoint_of("bert"), origin="test")
+    encoder = load(checkpoint)
+    encoder.encoder_layers()[0].keep_heads(torch.arange(1))
+    save(encoder, checkpoint, tmp_path / "pruned")
+    pruned = inspect(tmp_path / "pruned", origin="test")
+    encoder.keep_layers([1])
+    save(encoder, pruned, tmp_path / "saved")
+    config = json.loads((tmp_path / "saved/config.json").read_text())
+    assert config == checkpoint.config | {"num_hidden_layers": 1}
 
 
 def test_an_untouched_model_is_saved_as_it_was(checkpoint_of: Checkpoints, tmp_path: Path) -> None:

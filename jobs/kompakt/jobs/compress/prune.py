@@ -112,9 +112,7 @@ def choose(importance: Sequence[torch.Tensor], *, keep_permille: int) -> list[to
 def shrink(encoder: Encoder, kept: Sequence[torch.Tensor]) -> None:
     """Takes all other neurons out of the matrices."""
     for layer, keep in zip(encoder.encoder_layers(), kept, strict=True):
-        layer.replace_neurons(
-            up=layer.up.weight[keep], up_bias=layer.up.bias[keep], down=layer.down.weight[:, keep]
-        )
+        layer.keep_neurons(keep)
 
 
 def refit(
@@ -134,7 +132,7 @@ def refit(
                 neurons = layer.neurons(x)
                 target = neurons[tokens] @ layer.down.weight.T
                 normal.add(neurons[tokens][:, keep], target)
-                x = layer.combine(x, neurons)
+                x = layer.norm(layer.down(neurons) + x)
         errors = []
         for layer, normal in zip(encoder.encoder_layers(), sums, strict=True):
             weight, error = normal.fit(layer.down.weight)

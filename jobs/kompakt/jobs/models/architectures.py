@@ -16,6 +16,10 @@ from types import MappingProxyType
 FFN_SIZES_KEY = "kompakt_ffn_sizes"
 """Key in config.json with the FFN neurons of each layer, once they differ. For people: the sizes
 that count are those of the weights."""
+HEADS_KEY = "kompakt_heads"
+"""Key in config.json with the attention heads of each layer, once some are gone. For people."""
+HEAD_WIDTH_KEY = "kompakt_head_width"
+"""Key in config.json with the width of a head, once some are gone: the weights do not tell."""
 
 
 @dataclass(frozen=True)
@@ -28,6 +32,7 @@ class Architecture:
     modules: MappingProxyType[str, str]
     """From the encoder's names to the checkpoint's; `{}` is the number of the layer."""
     head_activation: str
+    layers_key: str = "num_hidden_layers"
     heads_key: str = "num_attention_heads"
     activation_key: str = "hidden_act"
     ffn_size_key: str = "intermediate_size"
@@ -139,6 +144,7 @@ DISTILBERT = Architecture(
         head=("pre_classifier", "classifier"),
     ),
     head_activation="relu",
+    layers_key="n_layers",
     heads_key="n_heads",
     activation_key="activation",
     ffn_size_key="hidden_dim",

@@ -17,6 +17,7 @@ from kompakt.jobs.errors import ModelUnsupported, SourceUnreadable, UnsafeFormat
 from kompakt.jobs.models.architectures import (
     ACTIVATIONS,
     ARCHITECTURES,
+    HEAD_WIDTH_KEY,
     UNUSED_WEIGHTS,
     Architecture,
 )
@@ -60,18 +61,29 @@ class Checkpoint:
     """Of every weight in the files."""
     names: dict[str, str]
     """From the weights that the encoder has to what it calls them."""
-    heads: int
+    head_width: int
+    """0 when it cannot be told."""
     activation: str
+
+    @property
+    def layer_count(self) -> int:
+        """How many layers there are weights for."""
+        return len({n.split(".")[1] for n in self.names.values() if n.startswith("layers.")})
+
+    @property
+    def head_counts(self) -> tuple[int, ...]:
+        """Attention heads of each layer, as the weights have them."""
+        numbers = range(self.layer_count)
+        return tuple(self.layer_shape(n, "query.weight")[0] // self.head_width for n in numbers)
 
     @property
     def ffn_sizes(self) -> tuple[int, ...]:
         """FFN neurons of each layer, as the weights have them."""
-        ups = {
-            int(ours.split(".")[1]): self.shapes[theirs][0]
-            for theirs, ours in self.names.items()
-            if ours.endswith(".up.weight")
-        }
-        return tuple(ups[number] for number in sorted(ups))
+        return tuple(self.layer_shape(n, "up.weight")[0] for n in range(self.layer_count))
+
+    def layer_shape(self, number: int, name: str) -> tuple[int, ...]:
+        """Shape of a layer's weight, by what the encoder calls it."""
+        return self.shapes[self.architecture.theirs(f"layers.{number}.{name}")]
 
     @property
     def parameters(self) -> int:
@@ -106,7 +118,7 @@ def inspect(folder: Path, *, origin: str) -> Checkpoint:
         labels=_labels(config, origin=origin),
         shapes=shapes,
         names=architecture.ours(shapes),
-        heads=int(config.get(architecture.heads_key, 0)),
+        head_width=_head_width(config, architecture, shapes),
         activation=str(config.get(architecture.activation_key, "gelu")),
     )
     _check_weights(checkpoint, origin=origin)
@@ -167,6 +179,17 @@ def _architecture(config: dict[str, Any], *, origin: str) -> Architecture:
             " classification is supported"
         )
     return architecture
+
+
+def _head_width(
+    config: dict[str, Any], architecture: Architecture, shapes: dict[str, tuple[int, ...]]
+) -> int:
+    """As written by us, or the hidden size over the heads; 0 when that is no whole number."""
+    width, heads = config.get(HEAD_WIDTH_KEY), config.get(architecture.heads_key)
+    hidden = shapes.get(architecture.theirs("head.weight"), (0, 0))[1]
+    if width is None and isinstance(heads, int) and heads > 0 and hidden % heads == 0:
+        width = hidden // heads
+    return max(0, width) if isinstance(width, int) else 0
 
 
 def _labels(config: dict[str, Any], *, origin: str) -> tuple[str, ...]:
@@ -270,7 +293,7 @@ def _expected(checkpoint: Checkpoint) -> set[str]:
         if name in optional:
             continue
         kinds = ("weight",) if name in tables else ("weight", "bias")
-        numbers = range(len(checkpoint.ffn_sizes) or 1) if "{}" in name else (0,)
+        numbers = range(checkpoint.layer_count or 1) if "{}" in name else (0,)
         expected.update(f"{name.format(n)}.{kind}" for n in numbers for kind in kinds)
     if checkpoint.architecture.token_type_ids:
         expected.add("token_type.weight")
@@ -281,11 +304,17 @@ def _check_settings(checkpoint: Checkpoint, *, origin: str) -> None:
     """Settings that the encoder does not know would change the answers."""
     config, architecture = checkpoint.config, checkpoint.architecture
     hidden = checkpoint.shapes[architecture.theirs("head.weight")][1]
-    if checkpoint.heads < 1 or hidden % checkpoint.heads:
-        raise ModelUnsupported(
-            f"config.json of {origin} has {architecture.heads_key} {checkpoint.heads}, which does"
-            f" not divide the hidden size {hidden}; correct it"
+    if checkpoint.head_width < 1:
+        key = HEAD_WIDTH_KEY if HEAD_WIDTH_KEY in config else architecture.heads_key
+        wrong = (
+            "is no width of a head"
+            if key == HEAD_WIDTH_KEY
+            else f"does not divide the hidden size {hidden}"
         )
+        raise ModelUnsupported(
+            f"config.json of {origin} has {key} {config.get(key, 0)}, which {wrong}; correct it"
+        )
+    _check_layers(checkpoint, hidden=hidden, origin=origin)
     if checkpoint.activation not in ACTIVATIONS:
         raise ModelUnsupported(
             f"{origin} has the activation {checkpoint.activation}; supported are"
@@ -297,3 +326,30 @@ def _check_settings(checkpoint: Checkpoint, *, origin: str) -> None:
             f"{origin} is no plain encoder with absolute positions (position_embedding_type"
             f" {positions}, is_decoder {bool(config.get('is_decoder'))})"
         )
+
+
+def _check_layers(checkpoint: Checkpoint, *, hidden: int, origin: str) -> None:
+    """The matrices of each layer fit each other: of a pruned model only they tell its sizes."""
+    width = checkpoint.head_width
+    for number in range(checkpoint.layer_count):
+        rows, neurons = (checkpoint.layer_shape(number, f"{n}.weight")[0] for n in ("query", "up"))
+        if rows % width:
+            name = checkpoint.architecture.theirs(f"layers.{number}.query.weight")
+            raise ModelUnsupported(
+                f"{origin} has {rows} rows in {name}, which is no multiple of the width {width} of"
+                f" a head; correct {HEAD_WIDTH_KEY} in config.json"
+            )
+        expected = dict.fromkeys(("query", "key", "value"), (rows, hidden)) | {
+            "attended": (hidden, rows),
+            "up": (neurons, hidden),
+            "down": (hidden, neurons),
+        }
+        for module, shape in expected.items():
+            found = checkpoint.layer_shape(number, f"{module}.weight")
+            if found != shape:
+                name = checkpoint.architecture.theirs(f"layers.{number}.{module}.weight")
+                raise ModelUnsupported(
+                    f"{name} of {origin} is {' x '.join(map(str, found))}, but the layer's other"
+                    f" weights ask for {' x '.join(map(str, shape))}; save the model again with"
+                    " save_pretrained"
+                )

@@ -1,15 +1,15 @@
 # SPDX-License-Identifier: Apache-2.0
 """The encoder in torch: plain, without dropout, every layer with sizes of its own.
 
-Why not the classes of transformers: they give all layers one FFN size, so a pruned model is none of
-theirs; their import takes ten seconds and more memory than a small model's training; and the graphs
-they export compute shapes at run time, which is a tenth of the latency of a small int8 model. The
-tests prove for each architecture that both give the same logits.
+Why not the classes of transformers: they give all layers one FFN size and all their heads, so a
+pruned model is none of theirs; their import takes ten seconds and more memory than a small model's
+training; and the graphs they export compute shapes at run time, which is a tenth of the latency of
+a small int8 model. The tests prove for each architecture that both give the same logits.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -37,8 +37,11 @@ class EncoderConfig:
     """0 where the architecture has no such table."""
     embedding: int
     hidden: int
-    heads: int
+    head_width: int
+    head_counts: tuple[int, ...]
+    """Attention heads of each layer."""
     ffn_sizes: tuple[int, ...]
+    """Neurons of each layer's feed-forward network."""
     labels: int
     activation: str
     head_activation: str
@@ -47,62 +50,69 @@ class EncoderConfig:
 
 
 class Layer(nn.Module):
-    """Attention, then a feed-forward network, each added to its input and normed."""
+    """Attention, then a feed-forward network, each added to its input and normed.
 
-    def __init__(self, config: EncoderConfig, ffn_size: int) -> None:
+    Without heads or without neurons, what is left of a half is its bias, and that is all it costs.
+    """
+
+    def __init__(self, config: EncoderConfig, *, heads: int, ffn_size: int) -> None:
         super().__init__()
         hidden = config.hidden
-        self.heads = config.heads
-        self.width = hidden // config.heads
-        self.query = nn.Linear(hidden, hidden)
-        self.key = nn.Linear(hidden, hidden)
-        self.value = nn.Linear(hidden, hidden)
-        self.attended = nn.Linear(hidden, hidden)
+        self.heads = heads
+        self.width = config.head_width
+        self.query = _linear(hidden, heads * self.width)
+        self.key = _linear(hidden, heads * self.width)
+        self.value = _linear(hidden, heads * self.width)
+        self.attended = _linear(heads * self.width, hidden)
         self.attention_norm = nn.LayerNorm(hidden, eps=config.norm_epsilon)
-        self.up = nn.Linear(hidden, ffn_size)
-        self.down = nn.Linear(ffn_size, hidden)
+        self.up = _linear(hidden, ffn_size)
+        self.down = _linear(ffn_size, hidden)
         self.norm = nn.LayerNorm(hidden, eps=config.norm_epsilon)
         self.activation = _ACTIVATIONS[config.activation]
 
     @override
     def forward(self, x: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
         x = self.attend(x, mask)
-        return self.combine(x, self.neurons(x))
+        change = self.down(self.neurons(x)) if self.ffn_size else self.down.bias
+        y: torch.Tensor = self.norm(change + x)
+        return y
 
     def attend(self, x: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
         """The first half: what the feed-forward network reads."""
+        change = self.attended(self.mix(x, mask)) if self.heads else self.attended.bias
+        y: torch.Tensor = self.attention_norm(change + x)
+        return y
+
+    def mix(self, x: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
+        """What the heads read from all tokens, side by side: [batch, tokens, heads * width]."""
         query = _split_heads(self.query(x), self.heads, self.width)
         key = _split_heads(self.key(x), self.heads, self.width)
         value = _split_heads(self.value(x), self.heads, self.width)
         # Scaling the query, not the scores, is one pass over the smaller tensor.
         scores = (query * self.width**-0.5) @ key.transpose(-1, -2) + mask
-        attended = _merge_heads(scores.softmax(dim=-1) @ value, self.heads * self.width)
-        y: torch.Tensor = self.attention_norm(self.attended(attended) + x)
-        return y
+        return _merge_heads(scores.softmax(dim=-1) @ value, self.heads * self.width)
 
     def neurons(self, x: torch.Tensor) -> torch.Tensor:
         """The values of the feed-forward network's neurons."""
         return self.activation(self.up(x))
-
-    def combine(self, x: torch.Tensor, neurons: torch.Tensor) -> torch.Tensor:
-        """The second half, once the neurons are known."""
-        y: torch.Tensor = self.norm(self.down(neurons) + x)
-        return y
 
     @property
     def ffn_size(self) -> int:
         """Neurons of the feed-forward network."""
         return self.up.out_features
 
-    def replace_neurons(
-        self, *, up: torch.Tensor, up_bias: torch.Tensor, down: torch.Tensor
-    ) -> None:
-        """Puts other weights, of another number of neurons, into the feed-forward network."""
-        self.up.weight = nn.Parameter(up.contiguous())
-        self.up.bias = nn.Parameter(up_bias.contiguous())
-        self.up.out_features = up.shape[0]
-        self.down.weight = nn.Parameter(down.contiguous())
-        self.down.in_features = down.shape[1]
+    def keep_heads(self, keep: torch.Tensor) -> None:
+        """Takes all heads but these out of the matrices."""
+        rows = (keep[:, None] * self.width + torch.arange(self.width)).flatten()
+        for linear in (self.query, self.key, self.value):
+            _keep_outputs(linear, rows)
+        _keep_inputs(self.attended, rows)
+        self.heads = len(keep)
+
+    def keep_neurons(self, keep: torch.Tensor) -> None:
+        """Takes all neurons but these out of the matrices."""
+        _keep_outputs(self.up, keep)
+        _keep_inputs(self.down, keep)
 
 
 class Encoder(nn.Module):
@@ -122,7 +132,10 @@ class Encoder(nn.Module):
             if config.embedding != config.hidden
             else None
         )
-        self.layers = nn.ModuleList(Layer(config, size) for size in config.ffn_sizes)
+        sizes = zip(config.head_counts, config.ffn_sizes, strict=True)
+        self.layers = nn.ModuleList(
+            Layer(config, heads=heads, ffn_size=ffn_size) for heads, ffn_size in sizes
+        )
         self.head = nn.Linear(config.hidden, config.hidden)
         self.out = nn.Linear(config.hidden, config.labels)
         self.head_activation = _ACTIVATIONS[config.head_activation]
@@ -165,6 +178,10 @@ class Encoder(nn.Module):
         """The layers, typed."""
         return [layer for layer in self.layers if isinstance(layer, Layer)]
 
+    def keep_layers(self, keep: Sequence[int]) -> None:
+        """Takes all layers but these out."""
+        self.layers = nn.ModuleList(self.layers[number] for number in keep)
+
     @property
     def tables(self) -> list[nn.Embedding]:
         """Embedding tables: half of a small model's numbers, of which a text touches few."""
@@ -174,6 +191,27 @@ class Encoder(nn.Module):
     def parameter_count(self) -> int:
         """How many numbers the model has."""
         return sum(parameter.numel() for parameter in self.parameters())
+
+
+def _linear(inputs: int, outputs: int) -> nn.Linear:
+    """A matrix, which may be empty: torch warns of those only when it is to fill them."""
+    linear = nn.Linear(max(1, inputs), max(1, outputs))
+    if not inputs:
+        _keep_inputs(linear, torch.arange(0))
+    if not outputs:
+        _keep_outputs(linear, torch.arange(0))
+    return linear
+
+
+def _keep_outputs(linear: nn.Linear, keep: torch.Tensor) -> None:
+    linear.weight = nn.Parameter(linear.weight.detach()[keep])
+    linear.bias = nn.Parameter(linear.bias.detach()[keep])
+    linear.out_features = len(keep)
+
+
+def _keep_inputs(linear: nn.Linear, keep: torch.Tensor) -> None:
+    linear.weight = nn.Parameter(linear.weight.detach()[:, keep].contiguous())
+    linear.in_features = len(keep)
 
 
 class _SplitHeads(torch.autograd.Function):
@@ -195,16 +233,16 @@ class _SplitHeads(torch.autograd.Function):
 
 
 class _MergeHeads(torch.autograd.Function):
-    """[batch, heads, tokens, width] → [batch, tokens, hidden], for the exporter."""
+    """[batch, heads, tokens, width] → [batch, tokens, heads * width], for the exporter."""
 
     @staticmethod
     @override
-    def forward(_context: Any, x: torch.Tensor, _hidden: int) -> torch.Tensor:
+    def forward(_context: Any, x: torch.Tensor, _size: int) -> torch.Tensor:
         return x.transpose(1, 2).flatten(2)
 
     @staticmethod
-    def symbolic(graph: Any, x: Any, hidden: int) -> Any:
-        shape = graph.op("Constant", value_t=torch.tensor([0, -1, hidden]))
+    def symbolic(graph: Any, x: Any, size: int) -> Any:
+        shape = graph.op("Constant", value_t=torch.tensor([0, -1, size]))
         return graph.op("Reshape", graph.op("Transpose", x, perm_i=[0, 2, 1, 3]), shape)
 
 
@@ -215,8 +253,8 @@ def _split_heads(x: torch.Tensor, heads: int, width: int) -> torch.Tensor:
     return x.view(*x.shape[:2], heads, width).transpose(1, 2)
 
 
-def _merge_heads(x: torch.Tensor, hidden: int) -> torch.Tensor:
+def _merge_heads(x: torch.Tensor, size: int) -> torch.Tensor:
     if torch.onnx.is_in_onnx_export():
-        merged: torch.Tensor = _MergeHeads.apply(x, hidden)
+        merged: torch.Tensor = _MergeHeads.apply(x, size)
         return merged
     return x.transpose(1, 2).flatten(2)

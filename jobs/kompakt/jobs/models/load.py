@@ -8,7 +8,7 @@ from pathlib import Path
 
 import torch
 
-from kompakt.jobs.models.architectures import FFN_SIZES_KEY
+from kompakt.jobs.models.architectures import FFN_SIZES_KEY, HEAD_WIDTH_KEY, HEADS_KEY
 from kompakt.jobs.models.checkpoint import CONFIG_NAME, WEIGHTS_NAME, Checkpoint, file_names
 from kompakt.jobs.models.encoder import Encoder, EncoderConfig
 
@@ -26,7 +26,8 @@ def load(checkpoint: Checkpoint) -> Encoder:
             token_types=shapes.get("token_type.weight", (0,))[0],
             embedding=shapes["word.weight"][1],
             hidden=shapes["head.weight"][1],
-            heads=checkpoint.heads,
+            head_width=checkpoint.head_width,
+            head_counts=checkpoint.head_counts,
             ffn_sizes=checkpoint.ffn_sizes,
             labels=len(checkpoint.labels),
             activation=checkpoint.activation,
@@ -49,8 +50,17 @@ def save(encoder: Encoder, like: Checkpoint, folder: Path) -> list[str]:
     from safetensors.torch import save_file
 
     folder.mkdir(parents=True, exist_ok=True)
-    sizes = [layer.ffn_size for layer in encoder.encoder_layers()]
+    layers = encoder.encoder_layers()
+    sizes, heads = [layer.ffn_size for layer in layers], [layer.heads for layer in layers]
     config = dict(like.config)
+    if len(layers) != like.layer_count:
+        config[like.architecture.layers_key] = len(layers)
+    if all(count * like.head_width == encoder.head.in_features for count in heads):
+        config[like.architecture.heads_key] = heads[0]
+        config.pop(HEADS_KEY, None)
+        config.pop(HEAD_WIDTH_KEY, None)
+    else:
+        config |= {HEADS_KEY: heads, HEAD_WIDTH_KEY: like.head_width}
     if len(set(sizes)) == 1:
         config[like.architecture.ffn_size_key] = sizes[0]
         config.pop(FFN_SIZES_KEY, None)
