@@ -20,6 +20,8 @@ from typing import TYPE_CHECKING, Any
 
 import yaml
 
+from kompakt.api import telemetry
+
 if TYPE_CHECKING:
     from tests.cluster_fixture import Cluster
 
@@ -210,7 +212,13 @@ class Users:
                     "POST",
                     f"/v2/models/{self.model}/infer",
                     body,
-                    {"Host": self.host, "Content-Type": "application/json"},
+                    {
+                        "Host": self.host,
+                        "Content-Type": "application/json",
+                        # A liar: if the route let it pass, nothing would be counted, and no rollout
+                        # would ever end.
+                        telemetry.SHADOW_HEADER: "1",
+                    },
                 )
                 response = connection.getresponse()
                 answer = response.read()

@@ -18,6 +18,10 @@ LATENCY_EDGES_MICROSECONDS: Final[tuple[int, ...]] = (
 )
 """Upper edges from 100 microseconds to 10 seconds, 16 a decade; the last bucket is +Inf."""
 
+SHADOW_HEADER: Final = "x-kompakt-shadow"
+"""Set by the comparator, which measures its requests itself: a server does not count them. Routes
+take it off users' requests, or anyone could hide from the judge."""
+
 # A serving pod (each series has the label `variant`, the artifact's digest):
 REQUESTS_STARTED: Final = "kompakt_requests_started_total"
 """Inference requests whose headers were read. Started and never finished counts as bad when the

@@ -36,7 +36,6 @@ from kompakt.serving.metrics import Family, Histogram, Registry, Sampled
 from kompakt.serving.protocol import (
     DEADLINE_HEADER,
     NO_BINARY,
-    SHADOW_HEADER,
     InvalidRequestError,
     parse_request,
     render_metadata,
@@ -46,7 +45,7 @@ from kompakt.serving.scheduler import DeadlineExceededError, QueueFullError, Sch
 
 VARIANT_HEADER: Final = b"x-kompakt-variant"
 _DEADLINE: Final = DEADLINE_HEADER.encode()
-_SHADOW: Final = SHADOW_HEADER.encode()
+_SHADOW: Final = telemetry.SHADOW_HEADER.encode()
 _BINARY_HEADER: Final = b"inference-header-content-length"
 _MAX_DEADLINE_MS: Final = 600_000
 _NS_PER_MS: Final = 1_000_000

@@ -14,7 +14,8 @@ from urllib.parse import quote
 import aiohttp
 import orjson
 
-from kompakt.serving.protocol import DEADLINE_HEADER, LABEL, SHADOW_HEADER
+from kompakt.api import telemetry
+from kompakt.serving.protocol import DEADLINE_HEADER, LABEL
 
 REFERENCE: Final = "reference"
 CANDIDATE: Final = "candidate"
@@ -23,7 +24,7 @@ _REFUSALS: Final = frozenset({400, 413, 415})
 """Statuses that say: the request is wrong. Anything else but 200 is the server's failure."""
 _HEADERS: Final = {
     "content-type": "application/json",
-    SHADOW_HEADER: "1",
+    telemetry.SHADOW_HEADER: "1",
     # Later than any user's: in a canary, users' requests go first.
     DEADLINE_HEADER: "30000",
 }

@@ -23,8 +23,6 @@ SCORES: Final = "scores"
 OUTPUTS: Final = (LABEL, SCORES)
 DEADLINE_HEADER: Final = "x-kompakt-deadline-ms"
 """Milliseconds from the request's arrival within which its turn must come."""
-SHADOW_HEADER: Final = "x-kompakt-shadow"
-"""Set by the comparator, which measures its requests itself: the server does not count them."""
 NO_BINARY: Final = (
     "binary tensors are not supported; send `data` as JSON (tritonclient: binary_data=False)"
 )

@@ -16,7 +16,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from kompakt.api import names
+from kompakt.api import names, telemetry
 from kompakt.controllers import objects
 from kompakt.controllers.plan import Manifest, Policy, RouteState
 from kompakt.controllers.render.pods import metadata, owner_reference
@@ -163,11 +163,14 @@ def _shares(traffic: TrafficPlan) -> dict[str, Any]:
     if traffic.candidate_permille and traffic.candidate_service is not None:
         candidate = _backend(traffic.candidate_service)
         backends.append(candidate | {"weight": traffic.candidate_permille})
-    shares: dict[str, Any] = {"backendRefs": backends}
+    unmarked = {"remove": [telemetry.SHADOW_HEADER]}
+    filters: list[dict[str, Any]] = [
+        {"type": "RequestHeaderModifier", "requestHeaderModifier": unmarked}
+    ]
     if traffic.mirror_percent and traffic.mirror_service is not None:
         mirror = {"backendRef": _backend(traffic.mirror_service), "percent": traffic.mirror_percent}
-        shares["filters"] = [{"type": "RequestMirror", "requestMirror": mirror}]
-    return shares
+        filters.append({"type": "RequestMirror", "requestMirror": mirror})
+    return {"filters": filters, "backendRefs": backends}
 
 
 def _annotations(stable: str, candidate: str | None, former: str | None) -> dict[str, str]:
