@@ -38,9 +38,8 @@ class Prune(Model):
     ffn_keep_permille: Annotated[int, Field(ge=20, le=1000)] = 350
     """Share of all FFN neurons that stay."""
     samples: Annotated[int, Field(ge=16, le=65_536)] = 256
-    """Training examples that the importance is estimated from; labels are used when the data has
-    them, the
-    model's own predictions otherwise."""
+    """Training examples that the importance is estimated from; a text's label is used where it has
+    one, the model's own prediction otherwise."""
 
 
 class Distill(Model):

@@ -41,7 +41,8 @@ class DataSource(Model):
     text_field: FieldName = "text"
     """Field that holds the text."""
     label_field: FieldName | None = None
-    """Absent when the text has no labels. Labels are the model's label names, or their indices."""
+    """Absent when the text has no labels. Labels are the model's label names, or their indices. In
+    calibration and training data some texts may have none: null, or nothing in CSV."""
     slice_fields: Annotated[list[FieldName], Field(max_length=8), ListType("set")] = []
     """Fields whose values divide the data into slices that are reported, and may be gated, one by
     one."""

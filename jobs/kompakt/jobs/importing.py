@@ -13,7 +13,7 @@ from collections.abc import Sequence
 from kompakt.api.artifact import MODEL_NAME, TOKENIZER_NAME
 from kompakt.api.job import ImportResult, ImportTask
 from kompakt.jobs.artifact import store_artifact
-from kompakt.jobs.data.examples import Dataset, resolve_labels
+from kompakt.jobs.data.examples import Dataset, known_labels, resolve_labels
 from kompakt.jobs.data.reader import read
 from kompakt.jobs.errors import DataInvalid, DigestMismatch
 from kompakt.jobs.models.checkpoint import Checkpoint, check_length, file_names, inspect
@@ -111,8 +111,10 @@ def _read_checked(task: ImportTask, role: str, checkpoint: Checkpoint) -> Datase
             " label"
         )
     dataset = read(source)
-    if source.label_field is not None:
+    if role in LABELLED_ROLES:
         resolve_labels(dataset, checkpoint.labels)
+    else:
+        known_labels(dataset, checkpoint.labels)
     return dataset
 
 

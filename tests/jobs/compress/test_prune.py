@@ -87,7 +87,8 @@ def test_importance_needs_no_labels(bench_of: Benches) -> None:
             answers = bench.encoder(**batch.inputs).argmax(dim=1).tolist()
             own.update(zip(batch.indices, answers, strict=True))
     labels = [own.get(index, 0) for index in range(len(bench.data))]
-    without = fisher_importance(bench.encoder, batches, labels=None)
+    nothing: list[int | None] = [None] * len(bench.data)
+    without = fisher_importance(bench.encoder, batches, labels=nothing)
     having = fisher_importance(bench.encoder, batches, labels=labels)
     for one, other in zip(without, having, strict=True):
         torch.testing.assert_close(one, other)
@@ -97,7 +98,7 @@ def test_weights_can_learn_again_after_ranking(bench_of: Benches) -> None:
     """Ranking leaves neither frozen weights nor hooks behind."""
     bench = bench_of("bert")
     batches = list(bench.data.batches(bench.data.order()[:8], 8))
-    fisher_importance(bench.encoder, batches, labels=None)
+    fisher_importance(bench.encoder, batches, labels=bench.data.labels)
     assert all(parameter.requires_grad for parameter in bench.encoder.parameters())
     bench.encoder(**batches[0].inputs).sum().backward()
 
@@ -134,7 +135,8 @@ def test_refitting_halves_the_damage(bench_of: Benches) -> None:
     order = bench.data.order()
     batches = list(bench.data.batches(order[:64], 16))
     original = copy.deepcopy(bench.encoder)
-    kept = choose(fisher_importance(original, batches, labels=None), keep_permille=500)
+    nothing: list[int | None] = [None] * len(bench.data)
+    kept = choose(fisher_importance(original, batches, labels=nothing), keep_permille=500)
     plain = copy.deepcopy(original)
     shrink(plain, kept)
     fitted = copy.deepcopy(plain)

@@ -7,6 +7,7 @@ from kompakt.jobs.data.examples import (
     Dataset,
     Example,
     in_selection,
+    known_labels,
     resolve_labels,
     texts_digest,
 )
@@ -51,9 +52,16 @@ def test_a_model_with_many_labels_does_not_fill_the_message() -> None:
 
 
 def test_data_without_labels_cannot_be_resolved() -> None:
-    """Unlabelled data where labels are needed says which setting is missing."""
-    with pytest.raises(DataInvalid, match="set labelField"):
-        resolve_labels(dataset(None), LABELS)
+    """Unlabelled data where labels are needed says which line, and which setting is missing."""
+    with pytest.raises(DataInvalid, match=r"line 2 of .* has no label.*set labelField"):
+        resolve_labels(dataset("0", None), LABELS)
+
+
+def test_some_texts_may_be_unlabelled() -> None:
+    """Where labels are a help and no must, each text has its own or none; a wrong one is wrong."""
+    assert known_labels(dataset("positive", None, "0"), LABELS) == [2, None, 0]
+    with pytest.raises(LabelUnknown):
+        known_labels(dataset(None, "mixed"), LABELS)
 
 
 def test_a_split_follows_from_the_text_alone() -> None:

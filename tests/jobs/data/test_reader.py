@@ -79,6 +79,21 @@ def test_the_same_text_twice_is_fine(tmp_path: Path) -> None:
     assert len(read(source(jsonl(tmp_path / "a.jsonl", [ROWS[0], ROWS[0]]))).examples) == 2
 
 
+@pytest.mark.parametrize(
+    ("name", "content"),
+    [
+        ("a.jsonl", '{"review": "x", "stars": null, "shop": "s"}\n'),
+        ("a.csv", "review,stars,shop\nx,,s\n"),
+    ],
+    ids=["json", "csv"],
+)
+def test_null_and_nothing_are_no_label(tmp_path: Path, name: str, content: str) -> None:
+    """A part of the data may be labelled: the others have null, or nothing in CSV."""
+    (tmp_path / name).write_text(content)
+    (example,) = read(source(f"file://{tmp_path}/{name}")).examples
+    assert example.label is None
+
+
 def test_blank_lines_are_skipped_and_no_value_is_a_slice(tmp_path: Path) -> None:
     """An empty line is no example; null is a slice of its own."""
     (tmp_path / "a.jsonl").write_text('\n{"review": "x", "stars": "good", "shop": null}\n\n')

@@ -29,7 +29,7 @@ from kompakt.api.recipe import Step
 from kompakt.api.source import DataSource
 from kompakt.jobs.artifact import count_parameters, store_artifact
 from kompakt.jobs.compress.steps import graph_step, name_of, split, torch_step
-from kompakt.jobs.data.examples import Dataset, resolve_labels
+from kompakt.jobs.data.examples import Dataset, known_labels
 from kompakt.jobs.data.reader import read
 from kompakt.jobs.errors import Failed, JobError, StepInvalid
 from kompakt.jobs.evaluate.classifier import Classifier
@@ -136,10 +136,9 @@ class _Chain:
         self._origin = checkpoint.inspect(
             self._source_folder, origin=f"checkpoint {task.checkpoint_digest}"
         )
-        labelled = source.label_field is not None
         self.data = training.TrainingData(
             dataset=dataset,
-            labels=resolve_labels(dataset, manifest.labels) if labelled else None,
+            labels=known_labels(dataset, manifest.labels),
             tokenizer=text.open_tokenizer(
                 place.scratch / "baseline" / TOKENIZER_NAME,
                 max_sequence_length=manifest.max_sequence_length,

@@ -60,7 +60,7 @@ class PruneFeedForward(TorchStep):
         sizes = [layer.ffn_size for layer in encoder.encoder_layers()]
         data.details["prune"] = {
             "samples": len(chosen),
-            "labelled": data.labels is not None,
+            "labelled": sum(data.labels[index] is not None for index in chosen),
             "neuronsBefore": before,
             "neuronsAfter": sizes,
             "relativeRefitErrors": [round(error, 4) for error in errors],
@@ -69,9 +69,12 @@ class PruneFeedForward(TorchStep):
 
 
 def fisher_importance(
-    encoder: Encoder, batches: Sequence[Batch], *, labels: Sequence[int] | None
+    encoder: Encoder, batches: Sequence[Batch], *, labels: Sequence[int | None]
 ) -> list[torch.Tensor]:
-    """For each layer, the summed squared gradient of the loss by each neuron's gate."""
+    """For each layer, the summed squared gradient of the loss by each neuron's gate.
+
+    The loss is by the label, or by the model's own prediction where a text has none.
+    """
     layers = encoder.encoder_layers()
     sums = [torch.zeros(layer.ffn_size) for layer in layers]
     with frozen(encoder):
@@ -81,11 +84,10 @@ def fisher_importance(
             gates = [torch.ones(rows, 1, layer.ffn_size, requires_grad=True) for layer in layers]
             with _input_hooks(layers, _multiply_by(gates)):
                 logits = encoder(**batch.inputs)
-            target = (
-                logits.detach().argmax(dim=1)
-                if labels is None
-                else torch.tensor([labels[index] for index in batch.indices])
-            )
+            target = logits.detach().argmax(dim=1)
+            for row, index in enumerate(batch.indices):
+                if (label := labels[index]) is not None:
+                    target[row] = label
             loss = nn.functional.cross_entropy(logits, target, reduction="sum")
             for number, gradient in enumerate(torch.autograd.grad(loss, gates)):
                 sums[number] += gradient[:, 0, :].square().sum(dim=0)

@@ -29,8 +29,8 @@ class TrainingData:
     """The training source of a task, as its steps see it."""
 
     dataset: Dataset
-    labels: Sequence[int] | None
-    """Indices among the model's labels; absent when the texts are unlabelled."""
+    labels: Sequence[int | None]
+    """Of each text, the index among the model's labels; None where it is unlabelled."""
     tokenizer: Tokenizer
     input_names: Sequence[str]
     pad_id: int

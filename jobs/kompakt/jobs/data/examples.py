@@ -25,7 +25,7 @@ class Example:
 
     text: str
     label: str | int | None = None
-    """As written in the file: a label's name or its index."""
+    """As written in the file: a label's name or its index; None where there is none."""
     slices: dict[str, str] = field(default_factory=dict)
     line: int = 0
     """Where in the file it stands, for error messages."""
@@ -57,12 +57,26 @@ def texts_digest(texts: Iterable[str]) -> Digest:
 
 
 def resolve_labels(dataset: Dataset, labels: Sequence[str]) -> list[int]:
-    """The index of each example's label among the model's labels: by name, else by number."""
-    by_name = {name: index for index, name in enumerate(labels)}
+    """The index of each example's label among the model's labels; every example must have one."""
     resolved = []
+    for example, index in zip(dataset.examples, known_labels(dataset, labels), strict=True):
+        if index is None:
+            raise DataInvalid(
+                f"the example in line {example.line} of {dataset.uri} has no label; label it, or"
+                " take it out (if none has one: set labelField)"
+            )
+        resolved.append(index)
+    return resolved
+
+
+def known_labels(dataset: Dataset, labels: Sequence[str]) -> list[int | None]:
+    """The same for data of which only a part is labelled: by name, else by number, else None."""
+    by_name = {name: index for index, name in enumerate(labels)}
+    resolved: list[int | None] = []
     for example in dataset.examples:
         if example.label is None:
-            raise DataInvalid(f"{dataset.uri} is read without labels; set labelField")
+            resolved.append(None)
+            continue
         written = str(example.label)
         index = by_name.get(written)
         if index is None and written.isdecimal() and int(written) < len(labels):

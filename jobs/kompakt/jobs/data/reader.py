@@ -151,7 +151,9 @@ def _text(source: DataSource, value: Any, line: int) -> str:
     return value
 
 
-def _label(value: Any, *, from_csv: bool) -> str | int:
+def _label(value: Any, *, from_csv: bool) -> str | int | None:
+    if value is None or value == "":
+        return None  # unlabelled; whoever needs a label says so
     if isinstance(value, bool) or not isinstance(value, str | int):
         return _kind(value)  # no label is called so: the error about unknown labels names it
     if isinstance(value, int):
