@@ -71,9 +71,11 @@ async def perform(demo: Demo) -> Outcome:
         with view.act(COMPRESS):
             await demo.compress()
         with view.act(PROMOTE):
-            promoted = await demo.promote()
+            rollout = await demo.promote()
+            over_pruned = background.create_task(demo.make_over_pruned())
+            promoted = await demo.succeed(rollout)
         with view.act(ACCURACY):
-            accuracy = await demo.accuracy_regression(await demo.make_over_pruned())
+            accuracy = await demo.accuracy_regression(await over_pruned)
         with view.act(LATENCY):
             latency = await demo.latency_regression(promoted)
         users.cancel()

@@ -26,7 +26,6 @@ STEPS: Final = [
     Step(prune=Prune(ffn_keep_permille=20, samples=64)),
     Step(quantize=Quantize()),
 ]
-_JOB_CPU: Final = {"cpu": "600m", "memory": "2Gi"}
 _JOB_SECONDS: Final = 240.0
 _POLL_SECONDS: Final = 0.5
 _TASK_FILE: Final = names.TASK_SPEC_PATH.rpartition("/")[2]
@@ -69,9 +68,6 @@ def over_pruning(job: Object, config_map: Object) -> tuple[Object, Object]:
     volumes = [
         v | {"configMap": {"name": OVER_PRUNED}} if "configMap" in v else v for v in pod["volumes"]
     ]
-    containers = [
-        c | {"resources": {"requests": _JOB_CPU, "limits": _JOB_CPU}} for c in pod["containers"]
-    ]
     meta = {"name": OVER_PRUNED, "labels": {"app.kubernetes.io/part-of": "kompakt-demo"}}
     return (
         {
@@ -88,7 +84,7 @@ def over_pruning(job: Object, config_map: Object) -> tuple[Object, Object]:
                 "backoffLimit": 0,
                 "template": {
                     "metadata": {"labels": meta["labels"]},
-                    "spec": pod | {"volumes": volumes, "containers": containers},
+                    "spec": pod | {"volumes": volumes},
                 },
             },
         },

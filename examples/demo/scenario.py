@@ -36,7 +36,7 @@ MANIFESTS: Final = ROOT / "examples" / "sentiment"
 CALM_RATE: Final = 10.0
 """Requests a second while models are compressed: on two cores they would slow each other down."""
 BUSY_RATE: Final = 25.0
-"""Requests a second during rollouts: half a core keeps its objectives at that."""
+"""Requests a second during rollouts: the edge keeps its objectives at that."""
 _POLL_SECONDS: Final = 0.4
 _PATIENCE_SECONDS: Final = 30.0
 """How long the API server may be silent."""
@@ -178,7 +178,7 @@ class Demo:
         await self._until(chosen, seconds=600, what="no variant was chosen")
 
     async def promote(self) -> str:
-        """Wait until the chosen variant is in production; returns its digest."""
+        """Wait until the chosen variant answers all users; returns the name of its rollout."""
         if self.client is not None:
             self.client.rate = BUSY_RATE
         await self._until(
@@ -188,12 +188,17 @@ class Demo:
         )
         rollout = self.history.snapshot.rollout()
         assert rollout is not None  # noqa: S101 -- waited for
-        await self._stage(rollout.name, "Succeeded", seconds=300)
-        promoted = self.history.snapshot.rollout(rollout.name)
+        await self._stage(rollout.name, "Watching", seconds=300)
+        self.marks.append(Mark(time.time(), "promoted", css="good"))
+        return rollout.name
+
+    async def succeed(self, rollout: str) -> str:
+        """Wait until a promoted variant has been watched long enough; returns its digest."""
+        await self._stage(rollout, "Succeeded", seconds=150)
+        promoted = self.history.snapshot.rollout(rollout)
         digest = promoted.status.candidate_digest if promoted else None
         if digest is None:
-            raise self.broken(f"rollout {rollout.name} does not say what it promoted")
-        self.marks.append(Mark(time.time(), "promoted", css="good"))
+            raise self.broken(f"rollout {rollout} does not say what it promoted")
         return digest
 
     async def make_over_pruned(self) -> str:

@@ -127,6 +127,8 @@ def test_a_disruption_is_no_failure() -> None:
         [names.EXIT_INVALID_INPUT],
         [137],
     ]
+    # A measurement has two containers: the rules are for any.
+    assert all("containerName" not in rule["onExitCodes"] for rule in rules[1:])
     assert pod(job())["restartPolicy"] == "Never"
 
 
@@ -156,6 +158,24 @@ def test_limits_and_placement_come_from_the_profile() -> None:
         {"key": "any", "operator": "Exists"},
     ]
     assert made["runtimeClassName"] == "sandbox"
+
+
+def test_a_benchmark_has_the_targets_limits_and_the_rest_a_jobs() -> None:
+    """Answers are made with a Job's CPUs, then the benchmark runs under the limits of a server; a
+    Job that measures nothing has its own.
+    """
+    on = profile("edge", cpuMillis=500, memoryMebibytes=512, jobCpuMillis=2000)
+    measuring = pod(job("Measure", on=on))
+    (ahead,), (work,) = measuring["initContainers"], measuring["containers"]
+    (compress,) = pod(job("Compress", on=on))["containers"]
+
+    assert ahead["command"] == ["python", "-m", "kompakt.jobs", "run", "--ahead"]
+    assert ahead["resources"]["limits"] == {"cpu": "2000m", "memory": "512Mi"}
+    assert {"name": "OMP_NUM_THREADS", "value": "2"} in ahead["env"]
+    assert work["resources"]["limits"] == {"cpu": "500m", "memory": "512Mi"}
+    assert {"name": "OMP_NUM_THREADS", "value": "1"} in work["env"]
+    assert compress["resources"]["limits"]["cpu"] == "2000m"
+    assert "initContainers" not in pod(job("Compress", on=on))
 
 
 def test_a_small_cpu_limit_is_one_thread() -> None:

@@ -37,6 +37,14 @@ class Jobs:
         assert len(raw) <= RESULT_MAX_BYTES
         return code, TaskResult.model_validate_json(raw)
 
+    def run_ahead(self, task: dict[str, Any]) -> tuple[int, TaskResult | None]:
+        """The same for what is done before the target's limits hold."""
+        path, log = self.root / "task.json", self.root / "termination-log"
+        path.write_text(json.dumps(task))
+        log.unlink(missing_ok=True)
+        code = main(["run", "--ahead", "--task", str(path), "--termination-log", str(log)])
+        return code, TaskResult.model_validate_json(log.read_bytes()) if log.exists() else None
+
     def import_task(self, **changes: Any) -> dict[str, Any]:
         """Imports the checkpoint, with evaluation data unless told otherwise."""
         model = {"uri": f"file://{self.workshop.checkpoint}", "maxSequenceLength": 40}
@@ -103,22 +111,25 @@ def test_the_whole_way(jobs: Jobs) -> None:
     assert compressed is not None
 
     evaluation = jobs.import_task()["importModel"]["data"]["evaluation"]
-    code, result = jobs.run(
-        {
-            "kind": "Measure",
-            "store": jobs.workshop.store,
-            "reportName": "run-measure-0",
-            "measure": {
-                "target": "edge",
-                "baselineDigest": imported.artifact_digest,
-                "candidateDigest": compressed.artifact_digest,
-                "evaluation": evaluation,
-                "benchmarkRounds": 5,
-                "benchmarkSeconds": 1,
-            },
-        }
-    )
+    measure = {
+        "kind": "Measure",
+        "store": jobs.workshop.store,
+        "reportName": "run-measure-0",
+        "measure": {
+            "target": "edge",
+            "baselineDigest": imported.artifact_digest,
+            "candidateDigest": compressed.artifact_digest,
+            "evaluation": evaluation,
+            "benchmarkRounds": 5,
+            "benchmarkSeconds": 1,
+        },
+    }
+    assert jobs.run_ahead(measure) == (0, None)
+    answers = list((jobs.root / "store" / "predictions").iterdir())
+    assert len(answers) == 2
+    code, result = jobs.run(measure)
     assert code == 0
+    assert list((jobs.root / "store" / "predictions").iterdir()) == answers
     assert result.measured is not None
     measurement = result.measured.measurement
     assert measurement.target == "edge"
@@ -134,6 +145,34 @@ def test_the_whole_way(jobs: Jobs) -> None:
     assert benchmark.baseline.p50_microseconds > 0
     assert 20 < benchmark.candidate.peak_memory_mebibytes < 400
     assert benchmark.hardware.cpu_millis >= 1000
+
+
+def test_wrong_input_is_found_ahead(jobs: Jobs) -> None:
+    """The container before the benchmark says what is wrong itself; nobody reads its log."""
+    _, imported = jobs.run(jobs.import_task())
+    assert imported.imported is not None
+    digest = imported.imported.artifact_digest
+    evaluation = {"uri": jobs.workshop.data("other.jsonl", 8), "labelField": "mood"}
+    body = {
+        "target": "edge",
+        "baselineDigest": digest,
+        "candidateDigest": digest,
+        "evaluation": evaluation,
+    }
+    task = {"kind": "Measure", "store": jobs.workshop.store, "reportName": "r", "measure": body}
+    code, result = jobs.run_ahead(task)
+    assert code == 42
+    assert result is not None
+    assert result.outcome == "InvalidInput"
+    assert "'mood' is missing" in result.message
+
+
+def test_only_a_measurement_has_something_to_do_ahead(jobs: Jobs) -> None:
+    """Told to do another task ahead, the program says so."""
+    code, result = jobs.run_ahead(jobs.import_task())
+    assert code == 42
+    assert result is not None
+    assert "nothing of a task of kind Import" in result.message
 
 
 def test_a_baseline_measured_against_itself(jobs: Jobs) -> None:

@@ -51,6 +51,18 @@ def test_the_result_is_that_of_the_newest_pod() -> None:
     assert (state.finished, state.succeeded, state.out_of_memory) == (True, False, False)
 
 
+def test_a_failed_init_container_is_the_end_of_its_pod() -> None:
+    """A measurement has two containers: the first speaks when it fails, else the second does."""
+    waiting = {"waiting": {"reason": "PodInitializing"}}
+    failed = ended(42, "Error", json.dumps(RESULT))
+    went_well = ended(0, "Completed")
+    stopped = pod(waiting, initContainerStatuses=[{"name": "answer", "state": failed}])
+    running = pod({"running": {}}, initContainerStatuses=[{"name": "answer", "state": went_well}])
+
+    assert states.job_state(job("Failed"), [stopped]).message == RESULT["message"]
+    assert states.newest_end([running]) is None
+
+
 def test_killed_for_memory_is_told_apart() -> None:
     """A container that went over its limit leaves no result, but its reason."""
     state = states.job_state(job("Failed"), [pod(ended(137, "OOMKilled"))])

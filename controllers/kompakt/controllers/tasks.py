@@ -134,7 +134,7 @@ def _task(
             baseline_digest=baseline.artifact_digest,
             candidate_digest=work.trial.digest,
             evaluation=sources["evaluation"],
-            threads=threads(profile),
+            threads=threads(profile.cpu_millis),
             seed=policy.jobs.seed,
         )
     )

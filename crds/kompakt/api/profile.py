@@ -68,8 +68,11 @@ class HardwareProfileSpec(Model):
     watts_milli: Annotated[int, Field(ge=0, le=100_000_000)] | None = None
     """Power drawn by a replica under load, in thousandths of a watt; energy figures are estimates
     from it."""
+    job_cpu_millis: Annotated[int, Field(ge=50, le=1_024_000)] | None = None
+    """CPU limit of Jobs on this pool when it must differ from a serving pod's. Benchmarks always
+    run under cpuMillis."""
     job_memory_mebibytes: Mebibytes | None = None
-    """Memory limit of measuring Jobs on this pool when it must differ from a serving pod's."""
+    """Memory limit of Jobs on this pool when it must differ from a serving pod's."""
 
 
 HARDWARE_PROFILE = KindInfo(

@@ -40,6 +40,11 @@ def _parser() -> argparse.ArgumentParser:
     run = commands.add_parser("run", help="run a task, and leave its result in the termination log")
     run.add_argument("--task", type=Path, default=Path(TASK_SPEC_PATH))
     run.add_argument("--termination-log", type=Path, default=Path(TERMINATION_LOG))
+    run.add_argument(
+        "--ahead",
+        action="store_true",
+        help="do only the part of a measurement that the target's limits do not change",
+    )
 
     artifact = commands.add_parser(
         "fetch-artifact", help="copy an artifact out of the store, checked"
@@ -64,7 +69,7 @@ def _run(options: argparse.Namespace) -> int:
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "true" if machine.threads() > 1 else "false")
     from kompakt.jobs.run import run
 
-    return run(options.task, options.termination_log)
+    return run(options.task, options.termination_log, ahead=options.ahead)
 
 
 def _fetch_artifact(options: argparse.Namespace) -> None:

@@ -1,14 +1,19 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The Measure task: accuracy and latency of a candidate beside the baseline, on this very pod.
+"""The Measure task: accuracy and latency of a candidate beside the baseline, on this very node.
 
-No torch here: the pod has the limits of the target, which may be small.
+Two containers of one pod do it, one after the other: `answer` with the CPUs of a Job, `measure`
+under the limits of the target. No torch here: the target may be small.
 """
 
 from __future__ import annotations
 
 import resource
+from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
+from kompakt.api.artifact import ArtifactManifest
+from kompakt.api.base import Digest
 from kompakt.api.job import MeasureResult, MeasureTask
 from kompakt.api.measure import Benchmark, Measurement
 from kompakt.jobs import machine
@@ -17,59 +22,63 @@ from kompakt.jobs.benchmark.interleave import figures, interleave
 from kompakt.jobs.data.examples import Dataset, resolve_labels
 from kompakt.jobs.data.reader import read
 from kompakt.jobs.errors import Failed
-from kompakt.jobs.evaluate.classifier import Classifier
+from kompakt.jobs.evaluate.classifier import Classifier, Logits
 from kompakt.jobs.evaluate.paired import evaluate
 from kompakt.jobs.evaluate.predictions import logits_of
 from kompakt.jobs.task import Workplace
 
 
+@dataclass(frozen=True)
+class _Fetched:
+    """An artifact in a folder."""
+
+    digest: Digest
+    folder: Path
+    manifest: ArtifactManifest
+
+
+@dataclass(frozen=True)
+class _Pair:
+    """What is compared, on what."""
+
+    baseline: _Fetched
+    candidate: _Fetched
+    dataset: Dataset
+
+
+def answer(task: MeasureTask, place: Workplace) -> None:
+    """The part of the work that no limit changes: what both answer to each text. Left in the store.
+
+    Answers depend on the CPU's features, not on the share of it that a pod may use, so they are
+    made with more of it than a benchmark may have.
+    """
+    _answers(place, _fetch(task, place))
+
+
 def measure(task: MeasureTask, place: Workplace) -> MeasureResult:
     """Evaluates, then benchmarks."""
-    baseline, candidate = place.scratch / "baseline", place.scratch / "candidate"
-    with place.stage("fetch"):
-        known = place.store.get_artifact(task.baseline_digest, baseline)
-        manifest = place.store.get_artifact(task.candidate_digest, candidate)
-        if manifest.labels != known.labels:
-            raise Failed(
-                f"the candidate {task.candidate_digest} has other labels than the baseline"
-                f" {task.baseline_digest}; they cannot be compared"
-            )
-        dataset = read(task.evaluation, seed=task.seed)
-        labels = resolve_labels(dataset, known.labels)
-    lengths = {baseline: known.max_sequence_length, candidate: manifest.max_sequence_length}
-    digests = {baseline: task.baseline_digest, candidate: task.candidate_digest}
+    pair = _fetch(task, place)
     # First, while this process is small: both must fit into the pod's memory together.
     with place.stage("memory"):
-        peaks = {
-            folder: peak_memory(
-                folder,
-                dataset.texts,
-                max_sequence_length=lengths[folder],
+        peaks = [
+            peak_memory(
+                one.folder,
+                pair.dataset.texts,
+                max_sequence_length=one.manifest.max_sequence_length,
                 threads=task.threads,
             )
-            for folder in (baseline, candidate)
-        }
-    with place.stage("evaluate"):
-        logits = {
-            folder: logits_of(
-                digests[folder],
-                dataset.texts,
-                folder=folder,
-                store=place.store,
-                threads=task.threads,
-                name=f"evaluate {folder.name}",
-            )
-            for folder in (baseline, candidate)
-        }
-        evaluation = evaluate(
-            dataset,
-            labels,
-            baseline=logits[baseline],
-            candidate=logits[candidate],
-            selection_permille=task.selection_permille,
-        )
+            for one in (pair.baseline, pair.candidate)
+        ]
+    baseline, candidate = _answers(place, pair)
+    evaluation = evaluate(
+        pair.dataset,
+        resolve_labels(pair.dataset, pair.baseline.manifest.labels),
+        baseline=baseline,
+        candidate=candidate,
+        selection_permille=task.selection_permille,
+    )
     with place.stage("benchmark"):
-        benchmark = _benchmark(task, dataset, baseline, candidate, lengths=lengths, peaks=peaks)
+        benchmark = _benchmark(task, pair, peaks)
     usage = resource.getrusage(resource.RUSAGE_SELF)
     place.details["involuntaryContextSwitches"] = usage.ru_nivcsw
     place.details["peakMemoryMebibytes"] = machine.peak_memory_mebibytes()
@@ -84,23 +93,55 @@ def measure(task: MeasureTask, place: Workplace) -> MeasureResult:
     )
 
 
-def _benchmark(
-    task: MeasureTask,
-    dataset: Dataset,
-    baseline: Path,
-    candidate: Path,
-    *,
-    lengths: dict[Path, int],
-    peaks: dict[Path, int],
-) -> Benchmark:
+def _fetch(task: MeasureTask, place: Workplace) -> _Pair:
+    with place.stage("fetch"):
+        baseline, candidate = (
+            _Fetched(digest, folder, place.store.get_artifact(digest, folder))
+            for digest, folder in (
+                (task.baseline_digest, place.scratch / "baseline"),
+                (task.candidate_digest, place.scratch / "candidate"),
+            )
+        )
+        if candidate.manifest.labels != baseline.manifest.labels:
+            raise Failed(
+                f"the candidate {candidate.digest} has other labels than the baseline"
+                f" {baseline.digest}; they cannot be compared"
+            )
+        dataset = read(task.evaluation, seed=task.seed)
+        resolve_labels(dataset, baseline.manifest.labels)
+    return _Pair(baseline, candidate, dataset)
+
+
+def _answers(place: Workplace, pair: _Pair) -> tuple[Logits, Logits]:
+    """The logits of both, from the store where they are there already."""
+    with place.stage("evaluate"):
+        baseline, candidate = (
+            logits_of(
+                one.digest,
+                pair.dataset.texts,
+                folder=one.folder,
+                store=place.store,
+                threads=place.threads,
+                name=f"evaluate {one.folder.name}",
+            )
+            for one in (pair.baseline, pair.candidate)
+        )
+    return baseline, candidate
+
+
+def _benchmark(task: MeasureTask, pair: _Pair, peaks: Sequence[int]) -> Benchmark:
     theirs, ours = (
-        Classifier(folder, max_sequence_length=lengths[folder], threads=task.threads)
-        for folder in (baseline, candidate)
+        Classifier(
+            one.folder,
+            max_sequence_length=one.manifest.max_sequence_length,
+            threads=task.threads,
+        )
+        for one in (pair.baseline, pair.candidate)
     )
     timings = interleave(
         baseline=theirs.answer,
         candidate=ours.answer,
-        texts=dataset.texts,
+        texts=pair.dataset.texts,
         rounds=task.benchmark_rounds,
         seconds=task.benchmark_seconds,
         seed=task.seed,
@@ -109,8 +150,8 @@ def _benchmark(
     return Benchmark(
         rounds=task.benchmark_rounds,
         requests=len(timings.baseline),
-        baseline=figures(timings.baseline, peak_memory_mebibytes=peaks[baseline]),
-        candidate=figures(timings.candidate, peak_memory_mebibytes=peaks[candidate]),
+        baseline=figures(timings.baseline, peak_memory_mebibytes=peaks[0]),
+        candidate=figures(timings.candidate, peak_memory_mebibytes=peaks[1]),
         speedup_permille=round(speedup.median * 1000),
         speedup_low_permille=round(speedup.low * 1000),
         speedup_high_permille=round(speedup.high * 1000),

@@ -31,8 +31,15 @@ from kompakt.jobs.task import TaskOutput, Workplace
 LIBRARIES = ("kompakt", "onnxruntime", "onnx", "tokenizers", "torch", "transformers", "numpy")
 
 
-def run(task_path: Path, termination_log: Path) -> int:
-    """Runs the task in a file and returns the exit code."""
+def run(task_path: Path, termination_log: Path, *, ahead: bool = False) -> int:
+    """Runs the task in a file and returns the exit code.
+
+    Args:
+        task_path: A TaskSpec as JSON.
+        termination_log: Gets the TaskResult.
+        ahead: Do only what needs no limits of the target (`kompakt.jobs.measure.answer`). The
+            container after this one goes on and reports, so only a failure leaves a result.
+    """
     started = time.monotonic()
     kind: TaskKind = "Import"
     place: Workplace | None = None
@@ -48,6 +55,9 @@ def run(task_path: Path, termination_log: Path) -> int:
             say(
                 f"{kind} with {place.threads} threads, {machine.memory_mebibytes():,} MiB of memory"
             )
+            if ahead:
+                _perform_ahead(spec, place)
+                return 0
             result = _succeeded(kind, _perform(spec, place))
         except JobError as error:
             exit_code = error.exit_code
@@ -109,6 +119,14 @@ def _perform(spec: TaskSpec, place: Workplace) -> TaskOutput:
 
         return measure(spec.measure, place)
     raise AssertionError(spec.kind)  # _read_task saw to it
+
+
+def _perform_ahead(spec: TaskSpec, place: Workplace) -> None:
+    from kompakt.jobs.measure import answer
+
+    if spec.measure is None:
+        raise TaskInvalid(f"nothing of a task of kind {spec.kind} can be done ahead")
+    answer(spec.measure, place)
 
 
 def _succeeded(kind: TaskKind, output: TaskOutput) -> TaskResult:

@@ -39,12 +39,16 @@ def job_state(job: Object, pods: Sequence[Object]) -> JobState:
 
 
 def newest_end(pods: Iterable[Object]) -> Object | None:
-    """How the container that terminated last among all pods ended."""
+    """How the container that terminated last among all pods ended; an init container counts when
+    it failed, since otherwise another one goes on.
+    """
     ends = [
         terminated
         for pod in pods
-        for container in (pod.get("status") or {}).get("containerStatuses") or ()
+        for kind in ("initContainerStatuses", "containerStatuses")
+        for container in (pod.get("status") or {}).get(kind) or ()
         if (terminated := (container.get("state") or {}).get("terminated"))
+        and (kind == "containerStatuses" or terminated.get("exitCode"))
     ]
     return max(ends, key=lambda end: end.get("finishedAt") or "", default=None)
 

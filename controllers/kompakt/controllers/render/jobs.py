@@ -31,6 +31,8 @@ from kompakt.controllers.render.pods import (
 )
 
 CONTAINER = "job"
+AHEAD = "answer"
+"""Init container of a measurement."""
 QUEUE_LABEL = "kueue.x-k8s.io/queue-name"
 BACKOFF_LIMIT = 2
 _EXIT_SIGKILL = 137
@@ -109,7 +111,8 @@ def _failure_rules() -> list[dict[str, Any]]:
     """The first rule that matches a failed pod decides."""
 
     def fail_on(code: int) -> dict[str, Any]:
-        codes = {"containerName": CONTAINER, "operator": "In", "values": [code]}
+        # Of any container: a measurement has two.
+        codes = {"operator": "In", "values": [code]}
         return {"action": "FailJob", "onExitCodes": codes}
 
     return [
@@ -143,21 +146,8 @@ def _pod(
         *volumes.sources(sources),
     ]
     container: dict[str, Any] = {
-        "name": CONTAINER,
         "image": settings.jobs_image,
         "imagePullPolicy": settings.image_pull_policy,
-        "command": ["python", "-m", "kompakt.jobs", "run"],
-        "env": [
-            *environment(thread_count=threads(profile)),
-            {
-                "name": names.NODE_NAME_VARIABLE,
-                "valueFrom": {"fieldRef": {"fieldPath": "spec.nodeName"}},
-            },
-        ],
-        "resources": resources(
-            cpu_millis=profile.cpu_millis,
-            memory_mebibytes=profile.job_memory_mebibytes or profile.memory_mebibytes,
-        ),
         "securityContext": dict(CONTAINER_SECURITY),
         "terminationMessagePath": names.TERMINATION_LOG,
         # A program that dies before it can write its result leaves the end of its log.
@@ -166,10 +156,37 @@ def _pod(
     }
     if env_from := secrets(store, *sources):
         container["envFrom"] = env_from
+    memory = profile.job_memory_mebibytes or profile.memory_mebibytes
+    job_cpu = profile.job_cpu_millis or profile.cpu_millis
+    first: dict[str, Any] = {}
+    if task.measure is not None:
+        # What limits do not change is done with a Job's CPUs; the benchmark gets the target's.
+        first["initContainers"] = [
+            container | _run(AHEAD, "--ahead", cpu_millis=job_cpu, memory_mebibytes=memory)
+        ]
+        job_cpu = profile.cpu_millis
+    work = container | _run(CONTAINER, cpu_millis=job_cpu, memory_mebibytes=memory)
     return {
         **pod_defaults(),
         **placement(profile, settings),
         "restartPolicy": "Never",
-        "containers": [container],
+        **first,
+        "containers": [work],
         "volumes": volumes.to_list(),
+    }
+
+
+def _run(name: str, *options: str, cpu_millis: int, memory_mebibytes: int) -> dict[str, Any]:
+    """What the containers of a Job differ in."""
+    return {
+        "name": name,
+        "command": ["python", "-m", "kompakt.jobs", "run", *options],
+        "env": [
+            *environment(thread_count=threads(cpu_millis)),
+            {
+                "name": names.NODE_NAME_VARIABLE,
+                "valueFrom": {"fieldRef": {"fieldPath": "spec.nodeName"}},
+            },
+        ],
+        "resources": resources(cpu_millis=cpu_millis, memory_mebibytes=memory_mebibytes),
     }

@@ -111,9 +111,9 @@ def secrets(*referrers: Source | Store | None) -> list[dict[str, Any]]:
     return [{"secretRef": {"name": name}} for name in found]
 
 
-def threads(profile: HardwareProfileSpec) -> int:
-    """Threads that fit a profile's CPU limit: more than that only wait for each other."""
-    return max(1, profile.cpu_millis // _MILLIS)
+def threads(cpu_millis: int) -> int:
+    """Threads that fit a CPU limit: more than that only wait for each other."""
+    return max(1, cpu_millis // _MILLIS)
 
 
 def environment(*, thread_count: int | None = None) -> list[dict[str, Any]]:

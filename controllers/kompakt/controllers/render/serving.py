@@ -187,7 +187,7 @@ def _server(
         limits=limits,
         settings=settings,
     )
-    container["env"] = environment(thread_count=threads(profile))
+    container["env"] = environment(thread_count=threads(profile.cpu_millis))
     return _deployment_and_service(
         name=name,
         namespace=policy.meta.namespace,
