@@ -13,10 +13,13 @@ from typing import Any
 import aiohttp
 import pytest
 
+from kompakt.api.telemetry import edge_for
 from kompakt.serving import app
 from kompakt.serving.asgi import Health
 
 INFER = "/v2/models/sentiment/infer"
+BODY = b'{"inputs": [{"name": "text", "shape": [1], "datatype": "BYTES", "data": ["bad"]}]}'
+REQUEST = f"POST {INFER} HTTP/1.1\r\nhost: x\r\ncontent-length: {len(BODY)}\r\n\r\n".encode() + BODY
 
 
 async def _ready(url: str) -> bool:
@@ -114,12 +117,60 @@ async def _torn_request(
     """Send the first bytes of a request; the rest is for later."""
     port = int(url.rsplit(":", 1)[1])
     reader, writer = await asyncio.open_connection("127.0.0.1", port)
-    body = b'{"inputs": [{"name": "text", "shape": [1], "datatype": "BYTES", "data": ["bad"]}]}'
-    head = f"POST {INFER} HTTP/1.1\r\nhost: x\r\ncontent-length: {len(body)}\r\n\r\n"
-    request = head.encode() + body
-    writer.write(request[:at])
+    writer.write(REQUEST[:at])
     await writer.drain()
-    return reader, writer, request[at:]
+    return reader, writer, REQUEST[at:]
+
+
+async def _request(url: str) -> tuple[asyncio.StreamReader, asyncio.StreamWriter]:
+    """Send a request over a new connection."""
+    reader, writer, _ = await _torn_request(url, len(REQUEST))
+    return reader, writer
+
+
+async def _answer(reader: asyncio.StreamReader) -> None:
+    """Read one answer; the connection stays open."""
+    head = await asyncio.wait_for(reader.readuntil(b"\r\n\r\n"), 5)
+    assert head.startswith(b"HTTP/1.1 200 OK\r\n")
+    [length] = [line for line in head.split(b"\r\n") if line.startswith(b"content-length: ")]
+    await reader.readexactly(int(length.rsplit(b" ", 1)[1]))
+
+
+async def test_a_server_that_gets_no_cpu_counts_the_wait(
+    make_artifact: Any, start_process: Any, parse_metrics: Any
+) -> None:
+    """The clock of a request starts when its bytes arrive, not when a stopped process reads them:
+    on a kept connection and on one that nobody has accepted yet.
+    """
+    process = await start_process(
+        "serve", "--model-dir", str(make_artifact()), "--model-name", "sentiment"
+    )
+    await _until_ready(process.url)
+    kept, writer = await _request(process.url)
+    await _answer(kept)
+
+    process.handle.send_signal(signal.SIGSTOP)
+    again, other = await _request(process.url)
+    writer.write(REQUEST)
+    await writer.drain()
+    await asyncio.sleep(0.4)
+    process.handle.send_signal(signal.SIGCONT)
+    await asyncio.gather(_answer(kept), _answer(again))
+
+    async with (
+        aiohttp.ClientSession() as session,
+        session.get(f"{process.url}/metrics") as response,
+    ):
+        series = parse_metrics(await response.read())
+    [(key, count)] = [
+        (key, number)
+        for key, number in series.items()
+        if key.startswith("kompakt_request_duration_seconds_bucket") and 'le="+Inf"' in key
+    ]
+    fast = series[key.replace("+Inf", str(edge_for(300_000) / 1e6))]
+    assert (count, fast) == (3, 1)
+    writer.close()
+    other.close()
 
 
 async def test_a_folder_that_cannot_be_served_ends_the_process_with_one_sentence(

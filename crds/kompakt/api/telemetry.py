@@ -29,8 +29,8 @@ pod dies."""
 REQUESTS_FINISHED: Final = "kompakt_requests_finished_total"
 """By `outcome`: `ok`, `invalid` (the caller's fault: not counted by any objective), `error`."""
 REQUEST_DURATION: Final = "kompakt_request_duration_seconds"
-"""Histogram over the edges above, of `ok` requests, from the first byte read to the last byte
-written."""
+"""Histogram over the edges above, of `ok` requests, from the first byte's arrival (not its reading:
+a starved server reads late) to the last byte written."""
 PREDICTIONS: Final = "kompakt_predictions_total"
 """By `label`."""
 

@@ -26,9 +26,7 @@ Headers = list[tuple[bytes, bytes]]
 MAX_BODY_BYTES: Final = 1024 * 1024
 BODY_TIMEOUT_SECONDS: Final = 10.0
 FIRST_BYTE: Final = "kompakt.first_byte_ns"
-"""Key of the scope's state: when the connection read the request's first byte
-(`time.monotonic_ns`).
-"""
+"""Key of the scope's state: when the request's first bytes arrived (`time.monotonic_ns`)."""
 _JSON_TYPE: Final = b"application/json"
 
 

@@ -27,6 +27,7 @@ import uvloop
 from typing_extensions import override
 from uvicorn.protocols.http.httptools_impl import STATUS_LINE, HttpToolsProtocol
 
+from kompakt.serving.arrival import waited_ns
 from kompakt.serving.asgi import FIRST_BYTE, Health, Receive, Scope, Send
 
 KEEP_ALIVE_SECONDS: Final = 3900
@@ -70,7 +71,7 @@ class _Connection(HttpToolsProtocol):
     def on_message_begin(self) -> None:
         super().on_message_begin()
         self._in_headers = True
-        self.scope["state"][FIRST_BYTE] = time.monotonic_ns()
+        self.scope["state"][FIRST_BYTE] = time.monotonic_ns() - waited_ns(self.transport)
 
     @override
     def on_headers_complete(self) -> None:
