@@ -11,14 +11,24 @@ from kompakt.controllers.cost import cost_micros_per_million, energy_milliwatt_h
 
 def test_a_worked_example() -> None:
     """At 0.04 an hour and 9 ms a request, a million requests are 2.5 busy hours, 4.17 paid ones."""
-    on = profile(price={"microsPerHour": 40_000})
+    on = profile(cpuMillis=1000, price={"microsPerHour": 40_000})
 
     assert cost_micros_per_million(latency_figures(9000), on) == 166_667
 
 
+def test_a_share_of_a_cpu_is_occupied_for_longer() -> None:
+    """9 ms of work are 18 ms of half a CPU; more than one CPU answers one request no faster."""
+    half = profile(cpuMillis=500, price={"microsPerHour": 40_000}, wattsMilli=20_000)
+    four = profile(cpuMillis=4000, price={"microsPerHour": 40_000})
+
+    assert cost_micros_per_million(latency_figures(9000), half) == 333_333
+    assert energy_milliwatt_hours_per_million(latency_figures(9000), half) == 100_000
+    assert cost_micros_per_million(latency_figures(9000), four) == 166_667
+
+
 def test_energy_of_a_worked_example() -> None:
     """At 20 W and 9 ms a request, a million requests are 2.5 hours under load: 50 Wh."""
-    on = profile(wattsMilli=20_000)
+    on = profile(cpuMillis=1000, wattsMilli=20_000)
 
     assert energy_milliwatt_hours_per_million(latency_figures(9000), on) == 50_000
 

@@ -1,9 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
 """What a million inferences cost, from measured latency and the profile's price and power.
 
-Assumption: a replica answers one request at a time, each in the measured mean, and is busy 60 % of
-the hour. That is about as high as a queue with bursts may be loaded before its 99th percentile
-leaves the latency objective; a replica that waits for traffic costs its whole hour nevertheless.
+Assumption: a replica answers one request at a time, each in the measured mean (on a share of a CPU,
+in so much of its share: 4 ms of work are 10 ms of 0.4 CPUs), and is busy 60 % of the hour. That is
+about as high as a queue with bursts may be loaded before its 99th percentile leaves the latency
+objective; a replica that waits for traffic costs its whole hour nevertheless.
 The figure compares variants on one target rightly whatever the utilisation is; as a forecast of a
 bill it is as good as this assumption.
 """
@@ -30,7 +31,7 @@ def cost_micros_per_million(figures: LatencyFigures, profile: HardwareProfileSpe
     if profile.price is None or figures.mean_microseconds == 0:
         return None
     # A million requests of m microseconds are m seconds of work.
-    busy = figures.mean_microseconds * profile.price.micros_per_hour * _MILLE
+    busy = _busy_microseconds(figures, profile) * profile.price.micros_per_hour * _MILLE
     return round(busy / (_SECONDS_PER_HOUR * UTILISATION_PERMILLE))
 
 
@@ -44,4 +45,9 @@ def energy_milliwatt_hours_per_million(
     """
     if profile.watts_milli is None or figures.mean_microseconds == 0:
         return None
-    return round(figures.mean_microseconds * profile.watts_milli / _SECONDS_PER_HOUR)
+    return round(_busy_microseconds(figures, profile) * profile.watts_milli / _SECONDS_PER_HOUR)
+
+
+def _busy_microseconds(figures: LatencyFigures, profile: HardwareProfileSpec) -> float:
+    """How long a replica of this size is occupied by one request."""
+    return figures.mean_microseconds * _MILLE / min(_MILLE, profile.cpu_millis)

@@ -145,6 +145,7 @@ def _benchmark(task: MeasureTask, pair: _Pair, peaks: Sequence[int]) -> Benchmar
         rounds=task.benchmark_rounds,
         seconds=task.benchmark_seconds,
         seed=task.seed,
+        share=machine.cpu_millis() / 1000 / task.threads,
     )
     speedup = timings.speedup
     return Benchmark(

@@ -15,6 +15,7 @@ class Machine:
 
     def __init__(self, *, baseline: float, candidate: float) -> None:
         self.now = 0.0
+        self.idle = 0.0
         self.costs = {"baseline": baseline, "candidate": candidate}
         self.calls: list[tuple[str, str]] = []
         self.slowness: Callable[[float], float] = lambda _now: 1.0
@@ -32,7 +33,14 @@ class Machine:
 
         return answer
 
-    def run(self, *, rounds: int = 15, seconds: float = 10.0, seed: int = 0) -> Timings:
+    def sleep(self, seconds: float) -> None:
+        """Time in which nothing is computed."""
+        self.now += seconds
+        self.idle += seconds
+
+    def run(
+        self, *, rounds: int = 15, seconds: float = 10.0, seed: int = 0, share: float = 1.0
+    ) -> Timings:
         """An interleaved benchmark."""
         return interleave(
             baseline=self.model("baseline"),
@@ -41,7 +49,9 @@ class Machine:
             rounds=rounds,
             seconds=seconds,
             seed=seed,
+            share=share,
             clock=self.clock,
+            sleep=self.sleep,
         )
 
 
@@ -54,6 +64,27 @@ def test_the_speedup_is_the_ratio() -> None:
     assert len(timings.ratios) == 15
     assert len(timings.baseline) == len(timings.candidate)
     assert machine.now == pytest.approx(10.0, rel=0.1)
+
+
+@pytest.mark.parametrize("share", [0.1, 0.4, 0.9])
+def test_a_share_of_a_cpu_is_never_overdrawn(share: float) -> None:
+    """Over the whole benchmark no more is computed than the quota allows, and it takes as long as
+    it was to take; latencies and speedup are those of the work, not of the pauses.
+    """
+    machine = Machine(baseline=0.009, candidate=0.003)
+    timings = machine.run(share=share)
+    assert (machine.now - machine.idle) / machine.now < share
+    assert machine.now == pytest.approx(10.0, rel=0.1)
+    assert timings.speedup.median == pytest.approx(3.0)
+    assert max(timings.baseline) < 0.01
+
+
+@pytest.mark.parametrize("share", [1.0, 1.5])
+def test_whole_cpus_need_no_pauses(share: float) -> None:
+    """Who has all the CPUs that his threads use is not paced."""
+    machine = Machine(baseline=0.009, candidate=0.003)
+    machine.run(share=share)
+    assert machine.idle == 0
 
 
 def test_noise_hits_both_alike() -> None:

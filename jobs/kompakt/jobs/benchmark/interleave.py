@@ -6,7 +6,10 @@ faster model measured slower. So each round times both on its own texts, the ord
 round to round, and the speedup is the median of the rounds' ratios. Within a round each answers in
 one run, as a server of that model alone would: with its weights in the cache.
 
-One text at a time, tokenization included. Warm-up is not counted.
+One text at a time, tokenization included. Warm-up is not counted. On a share of a CPU each answer
+is followed by a pause, as long as the share needs to pay for it: without, the kernel would stop the
+process in the middle of every tenth answer, and the figures would be those of the quota. (A server
+that is not overloaded has pauses too.)
 """
 
 from __future__ import annotations
@@ -28,6 +31,8 @@ from kompakt.jobs.progress import Progress
 WARM_UP_TEXTS = 10
 """Of each model; these also tell how many texts fit into the time."""
 MIN_TEXTS_PER_ROUND = 4
+PAUSE_EXCESS = 1.2
+"""The pauses are longer by this than the quota demands; the interpreter itself needs some of it."""
 
 Answer = Callable[[str], object]
 
@@ -47,7 +52,7 @@ class Timings:
         return median_interval(self.ratios)
 
 
-def interleave(
+def interleave(  # noqa: PLR0913 -- all that a benchmark depends on, by name
     *,
     baseline: Answer,
     candidate: Answer,
@@ -55,13 +60,30 @@ def interleave(
     rounds: int,
     seconds: float,
     seed: int,
+    share: float = 1.0,
     clock: Callable[[], float] = time.perf_counter,
+    sleep: Callable[[float], None] = time.sleep,
 ) -> Timings:
-    """Times both in turns for about so many seconds; never fewer than the rounds asked for."""
+    """Times both in turns for about so many seconds; never fewer than the rounds asked for.
+
+    `share` is what the quota allows of the CPUs that the threads would use: below 1 it is paced.
+    """
+    pause = max(0.0, 1 / share - 1) * PAUSE_EXCESS
+
+    def times(answer: Answer, texts: Sequence[str]) -> list[float]:
+        latencies = []
+        for text in texts:
+            started = clock()
+            answer(text)
+            latencies.append(clock() - started)
+            if pause:
+                sleep(latencies[-1] * pause)
+        return latencies
+
     order = list(texts)
     random.Random(seed).shuffle(order)
     warm_up = [order[i % len(order)] for i in range(WARM_UP_TEXTS)]
-    each = sum(sum(_time(answer, warm_up, clock)) for answer in (baseline, candidate))
+    each = sum(sum(times(answer, warm_up)) for answer in (baseline, candidate)) * (1 + pause)
     per_round = max(MIN_TEXTS_PER_ROUND, int(seconds / rounds / (each / WARM_UP_TEXTS)))
     timings = Timings()
     progress = Progress("benchmark", rounds, unit="rounds")
@@ -69,11 +91,11 @@ def interleave(
         start = number * per_round
         batch = [order[(start + i) % len(order)] for i in range(per_round)]
         if number % 2:
-            ours = _time(candidate, batch, clock)
-            theirs = _time(baseline, batch, clock)
+            ours = times(candidate, batch)
+            theirs = times(baseline, batch)
         else:
-            theirs = _time(baseline, batch, clock)
-            ours = _time(candidate, batch, clock)
+            theirs = times(baseline, batch)
+            ours = times(candidate, batch)
         timings.baseline += theirs
         timings.candidate += ours
         timings.ratios.append(sum(theirs) / sum(ours))
@@ -94,15 +116,6 @@ def figures(latencies: Sequence[float], *, peak_memory_mebibytes: int) -> Latenc
         mean_microseconds=_microseconds(sum(ordered) / len(ordered)),
         peak_memory_mebibytes=peak_memory_mebibytes,
     )
-
-
-def _time(answer: Answer, texts: Sequence[str], clock: Callable[[], float]) -> list[float]:
-    latencies = []
-    for text in texts:
-        started = clock()
-        answer(text)
-        latencies.append(clock() - started)
-    return latencies
 
 
 def _microseconds(seconds: float) -> int:
