@@ -174,7 +174,7 @@ BAD_POLICIES = [
     ("modle", {}, 'unknown field "spec.modle"'),
 ]
 BAD_OTHERS = [
-    ("CompressionRecipe", {"steps": [{}]}, "exactly one of prune, distill and quantize"),
+    ("CompressionRecipe", {"steps": [{}]}, "a step is exactly one of"),
     (
         "CompressionRecipe",
         {"steps": [{"quantize": {}}, {"prune": {}}]},

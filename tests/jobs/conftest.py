@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import json
 import random
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -53,6 +53,9 @@ WORDS = [
 LABELS = ("negative", "neutral", "positive")
 HIDDEN, LAYERS, FFN, HEADS, POSITIONS, EMBEDDING = 64, 2, 128, 4, 48, 32
 SPECIAL = ["[PAD]", "[UNK]", "[CLS]", "[SEP]"]
+LETTERS = "bcdefghijklmnopqrstuvwxyz"
+PARTS = [*LETTERS, "##a", *(f"##{letter}" for letter in LETTERS), "##ing", "act", "##or", "##ly"]
+"""Tokens that make every word of the alphabet known; the letter a is a word itself."""
 
 
 def make_texts(count: int, *, seed: int = 0, longest: int = 20) -> list[str]:
@@ -61,11 +64,11 @@ def make_texts(count: int, *, seed: int = 0, longest: int = 20) -> list[str]:
     return [" ".join(rng.choices(WORDS, k=rng.randint(1, longest))) for _ in range(count)]
 
 
-def write_tokenizer(path: Path) -> None:
+def write_tokenizer(path: Path, *, extra: Sequence[str] = ()) -> None:
     """A WordPiece tokenizer that, as those of the hub do, pads everything to a fixed length."""
     from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, processors
 
-    vocabulary = {token: index for index, token in enumerate([*SPECIAL, *WORDS])}
+    vocabulary = {token: index for index, token in enumerate([*SPECIAL, *WORDS, *extra])}
     tokenizer = Tokenizer(models.WordPiece(vocabulary, unk_token="[UNK]"))
     tokenizer.normalizer = normalizers.Lowercase()
     tokenizer.pre_tokenizer = pre_tokenizers.Whitespace()
@@ -138,8 +141,13 @@ def make_config(model_type: str, labels: tuple[str, ...] = LABELS) -> dict[str, 
     }
 
 
-def write_checkpoint(folder: Path, model_type: str = "bert", *, seed: int = 0) -> Path:
-    """A checkpoint with random weights, large enough that answers differ between texts."""
+def write_checkpoint(
+    folder: Path, model_type: str = "bert", *, seed: int = 0, extra: Sequence[str] = ()
+) -> Path:
+    """A checkpoint with random weights, large enough that answers differ between texts.
+
+    `extra` are tokens beside the words.
+    """
     import torch
     from safetensors.torch import save_file
 
@@ -148,6 +156,7 @@ def write_checkpoint(folder: Path, model_type: str = "bert", *, seed: int = 0) -
 
     folder.mkdir(parents=True, exist_ok=True)
     config = make_config(model_type)
+    config["vocab_size"] += len(extra)
     architecture = ARCHITECTURES[model_type]
     torch.manual_seed(seed)
     encoder = Encoder(
@@ -179,7 +188,7 @@ def write_checkpoint(folder: Path, model_type: str = "bert", *, seed: int = 0) -
     state = {architecture.theirs(k): v.contiguous() for k, v in encoder.state_dict().items()}
     save_file(state, folder / "model.safetensors", metadata={"format": "pt"})
     (folder / "config.json").write_text(json.dumps(config))
-    write_tokenizer(folder / "tokenizer.json")
+    write_tokenizer(folder / "tokenizer.json", extra=extra)
     return folder
 
 

@@ -2,8 +2,7 @@
 """CompressionRecipe: named, ordered steps that turn a model into a smaller one, with ranges to
 search.
 
-Also the steps' parameter models, which the Jobs run by. A step is one of `prune`, `distill` and
-`quantize`.
+Also the steps' parameter models, which the Jobs run by.
 """
 
 from __future__ import annotations
@@ -22,6 +21,24 @@ from kompakt.api.base import (
     PrinterColumn,
     ShortText,
 )
+
+Term = Annotated[str, Field(min_length=1, max_length=128)]
+
+
+class TrimVocabulary(Model):
+    """Tokens that the task's texts hardly use leave the tokenizer and the embedding table.
+
+    Special tokens and single characters always stay, so that no text becomes unknown: it is split
+    into smaller tokens instead. For WordPiece, BPE and Unigram tokenizers.
+    """
+
+    least_occurrences: Annotated[int, Field(ge=1, le=1_000_000)] = 1
+    """How often a token must occur in the training texts to stay."""
+    keep_permille: Annotated[int, Field(ge=1, le=1000)] = 1000
+    """Share of all tokens that stays at most, the most frequent ones first. What must stay does so
+    beyond it."""
+    protected_terms: Annotated[list[Term], Field(max_length=256), ListType("atomic")] = []
+    """Words that are split as before, whether the training texts have them or not."""
 
 
 class Prune(Model):
@@ -70,16 +87,23 @@ class Quantize(Model):
     """7-bit weights, for CPUs without VNNI, where 8-bit products saturate."""
 
 
+STEP_NAMES = ("trimVocabulary", "prune", "distill", "quantize")
+"""What a recipe calls the members of a step."""
+_ALL_STEPS = f"{', '.join(STEP_NAMES[:-1])} and {STEP_NAMES[-1]}"
+
+
 class Step(Model):
     """One step of a recipe: exactly one of its members."""
 
     cel_rules: ClassVar[tuple[Cel, ...]] = (
         Cel(
-            "[has(self.prune), has(self.distill), has(self.quantize)].filter(x, x).size() == 1",
-            "a step is exactly one of prune, distill and quantize",
+            f"[{', '.join(f'has(self.{name})' for name in STEP_NAMES)}].filter(x, x).size() == 1",
+            f"a step is exactly one of {_ALL_STEPS}",
         ),
     )
 
+    trim_vocabulary: TrimVocabulary | None = None
+    """Remove tokens."""
     prune: Prune | None = None
     """Remove neurons."""
     distill: Distill | None = None
@@ -91,7 +115,7 @@ class Step(Model):
 class SearchRange(Model):
     """Values of one parameter that a search may try instead of the one in the step."""
 
-    step: Literal["prune", "distill", "quantize"]
+    step: Literal["trimVocabulary", "prune", "distill", "quantize"]
     """Step of the recipe that the parameter belongs to."""
     parameter: FieldName
     """Name of an integer parameter of that step, as written in the recipe."""
@@ -127,10 +151,8 @@ class CompressionRecipeSpec(Model):
             ".steps",
         ),
         Cel(
-            "self.steps.filter(s, has(s.prune)).size() <= 1"
-            " && self.steps.filter(s, has(s.distill)).size() <= 1"
-            " && self.steps.filter(s, has(s.quantize)).size() <= 1",
-            "each of prune, distill and quantize may appear once",
+            " && ".join(f"self.steps.filter(s, has(s.{n})).size() <= 1" for n in STEP_NAMES),
+            f"each of {_ALL_STEPS} may appear once",
             ".steps",
         ),
     )

@@ -68,13 +68,15 @@ def compress(task: CompressTask, place: Workplace) -> CompressResult:
     with place.stage("fetch"):
         manifest = place.store.get_artifact(task.baseline_digest, baseline)
         dataset = read(source, seed=task.seed) if torch_steps and source is not None else None
-    shutil.copyfile(baseline / TOKENIZER_NAME, artifact / TOKENIZER_NAME)
     notes: list[str] = []
     graph = baseline / MODEL_NAME
     if torch_steps and source is not None and dataset is not None:
         graph = place.scratch / "exported.onnx"
         chain = _Chain(task, place, manifest=manifest, source=source, dataset=dataset)
         notes += chain.run(torch_steps, graph)
+        chain.data.tokenizer.save(str(artifact / TOKENIZER_NAME), pretty=False)
+    else:
+        shutil.copyfile(baseline / TOKENIZER_NAME, artifact / TOKENIZER_NAME)
     parameters = count_parameters(graph)
     for number, step in enumerate(graph_steps):
         with place.stage(name_of(step)):
@@ -125,6 +127,8 @@ class _Chain:
         self._checkpoint = checkpoint
         self._export = export
         self._load = load
+        self._text = text
+        self._max_sequence_length = manifest.max_sequence_length
         self._task = task
         self._place = place
         self._data_key = {
@@ -163,7 +167,8 @@ class _Chain:
         done, folder, notes = self._resume(keys)
         place = self._place
         with place.stage("load"):
-            encoder = self._load.load(self._checkpoint.inspect(folder, origin=folder.name))
+            self._go_on_from(folder)
+            encoder = self._load.load(self._origin)
         for number in range(done, len(steps)):
             step = steps[number]
             self.data.keep = lambda: self._store(encoder)
@@ -222,10 +227,23 @@ class _Chain:
             return number, folder, list(entry.get("notes", []))
         return 0, self._source_folder, []
 
+    def _go_on_from(self, folder: Path) -> None:
+        """Takes the tokenizer and the config of a step's result, where there is one."""
+        if folder == self._source_folder:
+            return
+        self._origin = self._checkpoint.inspect(folder, origin=folder.name)
+        self.data.pad_id = self._text.pad_id(self._origin.config)
+        if (folder / TOKENIZER_NAME).is_file():
+            self.data.tokenizer = self._text.open_tokenizer(
+                folder / TOKENIZER_NAME, max_sequence_length=self._max_sequence_length
+            )
+
     def _store(self, encoder: Encoder) -> Digest:
         folder = self._place.scratch / "checkpoint"
         shutil.rmtree(folder, ignore_errors=True)
-        names = self._load.save(encoder, self._origin, folder)
+        new_ids = self.data.new_ids
+        trimmed = None if new_ids is None else (self.data.tokenizer, new_ids)
+        names = self._load.save(encoder, self._origin, folder, trimmed=trimmed)
         return self._place.store.put_checkpoint(folder, names)
 
 

@@ -12,6 +12,8 @@ from importlib import import_module
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
+from pydantic.alias_generators import to_snake
+
 from kompakt.api.recipe import Step
 from kompakt.jobs.errors import StepInvalid
 
@@ -48,16 +50,17 @@ class Entry:
 
 
 STEPS = {
+    "trimVocabulary": Entry("kompakt.jobs.compress.trim", "TrimTokens", needs_torch=True),
     "prune": Entry("kompakt.jobs.compress.prune", "PruneFeedForward", needs_torch=True),
     "distill": Entry("kompakt.jobs.compress.distill", "DistillLogits", needs_torch=True),
     "quantize": Entry("kompakt.jobs.compress.quantize", "DynamicInt8", needs_torch=False),
 }
-"""By the member of `kompakt.api.recipe.Step`, which is also what a recipe calls it."""
+"""By what a recipe calls them (`kompakt.api.recipe.STEP_NAMES`)."""
 
 
 def name_of(step: Step) -> str:
     """What a step is called in the recipe."""
-    names = [name for name in STEPS if getattr(step, name) is not None]
+    names = [name for name in STEPS if _parameters(step, name) is not None]
     if len(names) != 1:
         raise StepInvalid(
             f"a step is exactly one of {', '.join(STEPS)}; this one is"
@@ -78,12 +81,16 @@ def split(steps: list[Step]) -> tuple[list[Step], list[Step]]:
 def torch_step(step: Step) -> TorchStep:
     """The class at work for a torch step."""
     name = name_of(step)
-    made: TorchStep = STEPS[name].make(getattr(step, name))
+    made: TorchStep = STEPS[name].make(_parameters(step, name))
     return made
 
 
 def graph_step(step: Step) -> GraphStep:
     """The class at work for a graph step."""
     name = name_of(step)
-    made: GraphStep = STEPS[name].make(getattr(step, name))
+    made: GraphStep = STEPS[name].make(_parameters(step, name))
     return made
+
+
+def _parameters(step: Step, name: str) -> object:
+    return getattr(step, to_snake(name))

@@ -9,7 +9,7 @@ what serves today, and it answers faster there than in torch.
 from __future__ import annotations
 
 import random
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
@@ -41,6 +41,8 @@ class TrainingData:
     """Stores the model as it is and returns its digest, for a step that must give up."""
     details: dict[str, Any] = field(default_factory=dict)
     """Goes into the report."""
+    new_ids: Mapping[int, int] | None = None
+    """From the original tokenizer's ids to those of a trimmed one."""
 
     def __len__(self) -> int:
         return len(self.dataset.examples)
@@ -49,6 +51,13 @@ class TrainingData:
     def encodings(self) -> list[Encoding]:
         """Every text, tokenized."""
         return self.tokenizer.encode_batch(self.dataset.texts)
+
+    def trim(self, tokenizer: Tokenizer, new_ids: Mapping[int, int]) -> None:
+        """Takes a tokenizer with fewer tokens from here on; the teacher keeps its own."""
+        self.tokenizer = tokenizer
+        self.new_ids = new_ids
+        self.pad_id = new_ids[self.pad_id]
+        self.__dict__.pop("encodings", None)
 
     def order(self) -> list[int]:
         """All indices in a random order that follows from the seed."""

@@ -10,7 +10,7 @@ a small int8 model. The tests prove for each architecture that both give the sam
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -173,6 +173,11 @@ class Encoder(nn.Module):
             x = self.projection(x)
         padding = 1.0 - attention_mask[:, None, None, :].to(x.dtype)
         return x, padding * torch.finfo(x.dtype).min
+
+    def replace_words(self, rows: torch.Tensor) -> None:
+        """Puts another table of token embeddings in place."""
+        self.word = nn.Embedding.from_pretrained(rows.contiguous(), freeze=False)
+        self.config = replace(self.config, vocabulary=len(rows))
 
     def encoder_layers(self) -> list[Layer]:
         """The layers, typed."""

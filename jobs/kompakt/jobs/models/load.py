@@ -4,13 +4,18 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 import torch
 
 from kompakt.jobs.models.architectures import FFN_SIZES_KEY, HEAD_WIDTH_KEY, HEADS_KEY
 from kompakt.jobs.models.checkpoint import CONFIG_NAME, WEIGHTS_NAME, Checkpoint, file_names
 from kompakt.jobs.models.encoder import Encoder, EncoderConfig
+
+if TYPE_CHECKING:
+    from tokenizers import Tokenizer
 
 
 def load(checkpoint: Checkpoint) -> Encoder:
@@ -45,8 +50,17 @@ def load(checkpoint: Checkpoint) -> Encoder:
     return encoder.eval()
 
 
-def save(encoder: Encoder, like: Checkpoint, folder: Path) -> list[str]:
-    """Writes a checkpoint with the config and tokenizer of another; returns its files' names."""
+def save(
+    encoder: Encoder,
+    like: Checkpoint,
+    folder: Path,
+    *,
+    trimmed: tuple[Tokenizer, Mapping[int, int]] | None = None,
+) -> list[str]:
+    """Writes a checkpoint with the config and tokenizer of another; returns its files' names.
+
+    A trimmed tokenizer, with its new ids by the old ones, takes the place of the other's.
+    """
     from safetensors.torch import save_file
 
     folder.mkdir(parents=True, exist_ok=True)
@@ -66,6 +80,8 @@ def save(encoder: Encoder, like: Checkpoint, folder: Path) -> list[str]:
         config.pop(FFN_SIZES_KEY, None)
     else:
         config[FFN_SIZES_KEY] = sizes
+    if trimmed is not None:
+        config |= {"vocab_size": encoder.config.vocabulary} | _renumbered(config, trimmed[1])
     (folder / CONFIG_NAME).write_text(json.dumps(config, indent=2, sort_keys=True) + "\n")
     state = {
         like.architecture.theirs(name): tensor.detach().contiguous()
@@ -75,4 +91,27 @@ def save(encoder: Encoder, like: Checkpoint, folder: Path) -> list[str]:
     for name in file_names(like.folder):
         if name != CONFIG_NAME and "safetensors" not in name:
             (folder / name).write_bytes((like.folder / name).read_bytes())
+    if trimmed is not None:
+        _replace_tokenizer(folder, *trimmed)
     return file_names(folder)
+
+
+def _renumbered(config: dict[str, Any], new_ids: Mapping[int, int]) -> dict[str, Any]:
+    """The settings that name special tokens; of one that is no token any more, nothing is left."""
+    special = {k: v for k, v in config.items() if k.endswith("_token_id") and isinstance(v, int)}
+    return {name: new_ids.get(old) for name, old in special.items()}
+
+
+def _replace_tokenizer(folder: Path, tokenizer: Tokenizer, new_ids: Mapping[int, int]) -> None:
+    """One form of it is enough; the others would still have the old ids."""
+    tokenizer.save(str(folder / "tokenizer.json"), pretty=False)
+    for name in ("vocab.txt", "vocab.json", "merges.txt", "added_tokens.json"):
+        (folder / name).unlink(missing_ok=True)
+    path = folder / "tokenizer_config.json"
+    if path.is_file():
+        settings = json.loads(path.read_text(encoding="utf-8"))
+        added = settings.get("added_tokens_decoder")
+        if added is not None:
+            kept = {new_ids[int(old)]: token for old, token in added.items() if int(old) in new_ids}
+            settings["added_tokens_decoder"] = {str(new): kept[new] for new in sorted(kept)}
+        path.write_text(json.dumps(settings, indent=2, sort_keys=True) + "\n")
