@@ -118,7 +118,16 @@ class Demo:
                 "--timeout=60s",
                 timeout=70,
             )
-        await kubectl("delete", "namespace", namespace, "--timeout=120s", timeout=130)
+        await kubectl("delete", "namespace", namespace, "--wait=false", timeout=30)
+        # Nobody's requests are left to be drained.
+        await kubectl(
+            *("delete", "pods", "--all", "--namespace", namespace),
+            *("--grace-period=1", "--timeout=60s"),
+            timeout=70,
+        )
+        await kubectl(
+            "wait", "--for=delete", f"namespace/{namespace}", "--timeout=120s", timeout=130
+        )
 
     async def load_inputs(self) -> None:
         """Make namespace and storage, and copy model and data into them."""
