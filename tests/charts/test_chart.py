@@ -105,6 +105,7 @@ def test_namespaces_bind_the_operator_to_them() -> None:
     assert {"--namespace=team-a", "--namespace=team-b"} <= {*args}
 
 
+@pytest.mark.slow
 def test_images_come_from_one_registry() -> None:
     """The three images share registry and tag; one image may stand for all."""
     (deployment,) = of_kind(rendered("--set=image.registry=reg.local/team"), "Deployment")
@@ -118,6 +119,7 @@ def test_images_come_from_one_registry() -> None:
     assert "--serving-image=one:dev" in container["args"]
 
 
+@pytest.mark.slow
 def test_the_arguments_are_the_operators(default: list[dict[str, Any]]) -> None:
     """Every argument that the chart passes is one that the operator's command line knows."""
     done = subprocess.run(

@@ -175,6 +175,7 @@ def test_only_a_measurement_has_something_to_do_ahead(jobs: Jobs) -> None:
     assert "nothing of a task of kind Import" in result.message
 
 
+@pytest.mark.slow
 def test_a_baseline_measured_against_itself(jobs: Jobs) -> None:
     """The same artifact twice: no answer differs, and the speedup is about one."""
     _, result = jobs.run(jobs.import_task())
@@ -209,6 +210,7 @@ def test_importing_again_gives_the_same_digests(jobs: Jobs) -> None:
     assert first == again
 
 
+@pytest.mark.slow
 def test_models_can_be_pinned(jobs: Jobs) -> None:
     """A digest in the model source accepts that content alone, and the message has the other."""
     imported = jobs.run(jobs.import_task())[1].imported
@@ -328,6 +330,7 @@ def test_a_termination_log_that_cannot_be_written_is_no_defect(
     assert "the termination log cannot be written" in captured.err
 
 
+@pytest.mark.slow
 def test_artifacts_can_be_fetched(
     jobs: Jobs, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -72,6 +72,7 @@ async def test_refusals_are_not_tried_again(
     assert len(api.requests) == 1
 
 
+@pytest.mark.slow
 async def test_trouble_that_stays_becomes_an_error(api: Api) -> None:
     """After a few attempts the queue's backoff takes over."""
     api.script[:] = [status(503, "ServiceUnavailable")] * 10

@@ -74,6 +74,7 @@ class Scraper:
         return series[f"kompakt_{name}" + (f"{{{text}}}" if text else "")]
 
 
+@pytest.mark.slow
 async def test_pairs_and_disagreements_are_exact(
     pair: Any, call_app: Any, infer_body: Any, parse_metrics: Any, wait_until: Any
 ) -> None:
@@ -308,6 +309,7 @@ async def test_a_golden_pass_counts_what_each_model_gets_right(
         assert scrape("shadow_calls_total", leg="candidate") == 0
 
 
+@pytest.mark.slow
 async def test_a_pass_that_too_few_answered_does_not_count(
     serve_http: Any, tmp_path: Path, parse_metrics: Any, wait_until: Any
 ) -> None:

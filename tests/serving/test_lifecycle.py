@@ -66,6 +66,7 @@ async def _client(urls: list[str], body: Any, load: Load, stop: asyncio.Event) -
                 load.lost.append(repr(error))
 
 
+@pytest.mark.slow
 async def test_sigterm_under_load_loses_no_request(
     make_artifact: Any, start_process: Any, infer_body: Any, wait_until: Any
 ) -> None:

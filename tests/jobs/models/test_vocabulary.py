@@ -83,6 +83,7 @@ def unigrams(draw: Draw) -> Tokenizer:
     return tokenizer
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", [wordpieces, bpes, unigrams])
 def test_no_text_becomes_unknown_and_what_stays_is_split_as_before(kind: Any) -> None:
     """For any vocabulary, any choice of tokens and any text."""
