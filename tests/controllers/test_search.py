@@ -106,7 +106,7 @@ def ask(
     return found
 
 
-@pytest.mark.parametrize("sampler", ["TPE", "Random"])
+@pytest.mark.parametrize("sampler", ["TPE", "NSGAII", "Grid", "Random"])
 def test_nothing_is_tried_twice(sampler: str) -> None:
     """A search with more trials than there are combinations tries each once, and ends."""
     space = {"prune-int8": recipe(prune__ffnKeepPermille=(300, 800, 100))}
@@ -166,6 +166,55 @@ def test_the_same_status_gives_the_same_proposal() -> None:
         trials.append(as_measured(ask(search, trials), number))
 
     assert ask(search, trials) == ask(search, trials)
+
+
+def test_generations_find_the_front() -> None:
+    """NSGA-II looks for both ends and what is between: later generations lie near the front of
+    speed and accuracy half as often again as random ones do.
+    """
+    space = {
+        "prune-int8": recipe(prune__ffnKeepPermille=(300, 800, 5), distill__examples=(32, 3200, 32))
+    }
+
+    def finish(proposal: Proposal, number: int) -> Trial:
+        """Off 1,600 examples a variant is slower and worse, so that the front is a line."""
+        trial = tried(proposal, number)
+        (distill,) = [step.distill for step in trial.steps if step.distill is not None]
+        off = abs(distill.examples - 1600)
+        share = kept(trial)
+        lost = max(0, 800 - share) + off // 4
+        return trial.evolve(
+            targets=[measured(mean=2000 + 8 * share + off, lost=lost, selection_lost=lost)],
+            size_bytes=share,
+        )
+
+    def near(sampler: str) -> int:
+        trials = [
+            trial
+            for uid in "abcd"
+            for trial in search_on(
+                searching(sampler=sampler, maxTrials=48), space, run_uid=uid, finish=finish
+            )[30:]
+        ]
+        steps = [step.distill.examples for t in trials for step in t.steps if step.distill]
+        return sum(abs(examples - 1600) <= 400 for examples in steps)
+
+    assert near("NSGAII") > 1.5 * near("Random")
+
+
+def test_a_grid_is_walked_whole_and_says_where_it_is() -> None:
+    """Each combination once, in an order of the run's own, whatever came out."""
+    space = {
+        "prune-int8": recipe(prune__ffnKeepPermille=(300, 500, 100), distill__examples=(32, 64, 32))
+    }
+    search = searching(sampler="Grid", maxTrials=10)
+
+    trials = search_on(search, space)
+    again = search_on(search, space, finish=lambda p, n: tried(p, n, state="Failed"))
+
+    assert len({tuple(trial.parameters) for trial in trials}) == 6
+    assert [t.parameters for t in again] == [t.parameters for t in trials]
+    assert ask(search, trials[:2], space).because == "grid, 3 of 6 points"
 
 
 def test_runs_search_differently() -> None:

@@ -12,6 +12,7 @@ from typing import TypeVar
 
 from kompakt.api.base import Model
 from kompakt.api.measure import LatencyFigures, PairedCounts
+from kompakt.api.policy import CompressionPolicySpec, Target
 from kompakt.api.run import CompressionRunStatus, TargetResult, Trial
 from kompakt.controllers import objects, tasks
 from kompakt.controllers.cost import cost_micros_per_million
@@ -47,6 +48,12 @@ class _Failure:
     @property
     def infeasible(self) -> bool:
         return self.reason == _OUT_OF_MEMORY or self.reason in _INFEASIBLE_REASONS
+
+
+def lead_target(policy: CompressionPolicySpec) -> Target:
+    """The target that is served, or else the first: a search looks at one of them."""
+    served = policy.serving.target if policy.serving is not None else None
+    return next((t for t in policy.targets if t.name == served), policy.targets[0])
 
 
 def record(observed: RunObserved, status: CompressionRunStatus) -> CompressionRunStatus:
@@ -116,7 +123,7 @@ def _compressed(observed: RunObserved, trial: Trial) -> Trial:
     except RunFailedError as wrong:
         if trial.origin == "Recipe":
             raise
-        # Nobody asked for just these values: the search has learnt a bound.
+        # Nobody asked for just these steps: a search has learnt a bound.
         return trial.evolve(state="Infeasible", reason=wrong.reason, message=wrong.message)
     if isinstance(outcome, _Failure):
         state = "Infeasible" if outcome.infeasible else "Failed"
@@ -128,7 +135,11 @@ def _compressed(observed: RunObserved, trial: Trial) -> Trial:
         parameters_count=outcome.parameters,
         compress_seconds=outcome.seconds,
         summary=outcome.summary,
-        targets=[TargetResult(target=t.name) for t in observed.run.spec.policy.targets],
+        targets=[
+            TargetResult(target=target.name)
+            for target in observed.run.spec.policy.targets
+            if trial.origin != "Ablation" or target == lead_target(observed.run.spec.policy)
+        ],
     )
 
 

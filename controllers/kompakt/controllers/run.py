@@ -8,6 +8,9 @@ sees (never created, or deleted before its outcome was recorded) is created agai
     Proposed → Compressing → Measuring → Complete
                            ↘ Infeasible | Failed
 
+After the choice the run has ended; what is asked about the chosen chain (`ablation`) goes on beside
+its rollout.
+
 Invariants:
 
 - a trial is in the status before its Job exists, its outcome before its Job may vanish;
@@ -22,9 +25,9 @@ from collections.abc import Iterable
 
 from kompakt.api.base import Condition
 from kompakt.api.run import CompressionRunStatus, TargetResult, Trial
-from kompakt.controllers import objects, search, tasks
+from kompakt.controllers import ablation, objects, search, tasks
 from kompakt.controllers.conditions import ConditionStatus, condition, find, merge
-from kompakt.controllers.outcomes import ENDED, RunFailedError, record
+from kompakt.controllers.outcomes import ENDED, RunFailedError, lead_target, record
 from kompakt.controllers.plan import (
     Action,
     Create,
@@ -46,8 +49,10 @@ _Pool = tuple[tuple[str, str], ...]
 def plan_run(observed: RunObserved) -> Plan:
     """What to do now for one run."""
     run = observed.run
-    if run.meta.deleting or has_ended(run):
+    if run.meta.deleting:
         return Plan()
+    if has_ended(run):
+        return _ablate(observed)
     status = run.status
     if status.started_unix_seconds is None:
         status = status.evolve(started_unix_seconds=int(observed.now))
@@ -97,10 +102,7 @@ def _proposed(observed: RunObserved, status: CompressionRunStatus) -> Compressio
     wanted = policy.search
     if wanted is None or observed.now - started >= wanted.max_duration_seconds:
         return status
-    target = policy.targets[0]
-    if policy.serving is not None:
-        target = next((t for t in policy.targets if t.name == policy.serving.target), target)
-    goal = search.Goal(target, tuple(policy.gates), policy.optimize_for)
+    goal = search.Goal(lead_target(policy), tuple(policy.gates), policy.optimize_for)
     recipes = {named.name: named.spec for named in observed.run.spec.recipes}
     trials = list(status.trials)
     while (
@@ -203,10 +205,46 @@ def _variants(observed: RunObserved, status: CompressionRunStatus) -> list[Creat
     if baseline is None:
         return []
     wanted = [source_variant(run, baseline)]
-    wanted += [trial_variant(run, baseline, t) for t in status.trials if t.state == "Complete"]
+    wanted += [
+        trial_variant(run, baseline, trial)
+        for trial in status.trials
+        # A part of a chain is nothing to be served.
+        if trial.state == "Complete" and trial.origin != "Ablation"
+    ]
     known = {variant.meta.name for variant in observed.variants}
     by_name = {manifest["metadata"]["name"]: manifest for manifest in wanted}
     return [Create(manifest) for name, manifest in by_name.items() if name not in known]
+
+
+# --- after the choice ----------------------------------------------------------------------------
+
+
+def _ablate(observed: RunObserved) -> Plan:
+    """Measure what each step of the served chain brought, when the policy asks for it.
+
+    The run has ended, and its choice is rolled out meanwhile: whatever comes out changes nothing.
+    """
+    run = observed.run
+    policy = run.spec.policy
+    if policy.ablation == "Disabled" or run.status.contributions:
+        return Plan()
+    lead = lead_target(policy).name
+    chosen = next((c.trial for c in run.status.choices if c.target == lead), None)
+    chain = next((t for t in run.status.trials if t.number == chosen), None)
+    if chain is None or any(name not in observed.profiles for name in tasks.profile_names(policy)):
+        return Plan()
+    status = _start(observed, ablation.proposed(record(observed, run.status), chain))
+    parts = ablation.parts(status.trials, chain)
+    if all(trial.state in ENDED for trial in parts):
+        found = ablation.contributions(parts, target=lead)
+        status = status.evolve(contributions=found, current=None)
+        text = "; ".join(ablation.describe(one) for one in found)
+        return Plan((WriteStatus(status), Emit("Ablated", text[:1024])))
+    status = status.evolve(
+        current=_current(observed, status)[:_CURRENT_MAX], trials_total=len(status.trials)
+    )
+    written = [] if status == run.status else [WriteStatus(status)]
+    return Plan((*written, *_jobs(observed, status)), requeue_after=LOOK_AGAIN_SECONDS)
 
 
 # --- the three ends of a plan --------------------------------------------------------------------

@@ -21,7 +21,7 @@ import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import product
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 from pydantic import ValidationError
 
@@ -29,6 +29,7 @@ from kompakt.api.artifact import canonical_json, sha256_digest
 from kompakt.api.policy import Gate, Optimize, Search, Target
 from kompakt.api.recipe import CompressionRecipeSpec, SearchRange, Step
 from kompakt.api.run import Parameter, Trial
+from kompakt.controllers.bounds import drop_basis_points
 from kompakt.controllers.select import drops_seen, evidence, limits, objective
 
 if TYPE_CHECKING:
@@ -41,6 +42,10 @@ _MOST_RANDOM_STARTS = 10
 _DID_NOT_FIT = 1.0
 """How far an infeasible trial is beyond its constraint: as far as one that is twice too slow."""
 _BUDGET_SHARE_AT_RANDOM = 3
+_POPULATION = 6
+"""Trials of a generation: a budget of some tens has room for several generations."""
+_GENERATION = "NSGAIISampler:generation"
+"""Where Optuna keeps the generation of a trial."""
 
 
 class RecipeError(ValueError):
@@ -104,9 +109,13 @@ def propose(
     searched = sum(trial.origin == "Search" for trial in trials)
     starts = max(2, min(_MOST_RANDOM_STARTS, search.max_trials // _BUDGET_SHARE_AT_RANDOM))
     told = _told(trials, space, goal)
-    sampled = _sample(space, told, at_random=search.sampler == "Random", starts=starts, seed=seed)
+    if search.sampler == "Grid":
+        # One order for the whole run: whatever budget it has, it is spread over the space.
+        sampled = _untried(space, int(sha256_digest(run_uid.encode())[-8:], 16))
+    else:
+        sampled = _sample(space, told, sampler=search.sampler, starts=starts, seed=seed)
     point = next((p for p in sampled if is_new(p)), None)
-    because = _because(search, told, searched=searched, starts=starts)
+    because = _because(search, told, space, searched=searched, starts=starts)
     if point is None:
         point = next((p for p in _untried(space, seed) if is_new(p)), None)
         because = "all that the sampler proposed was tried already: the next that was not"
@@ -198,11 +207,15 @@ def _point(trial: Trial, space: Mapping[str, CompressionRecipeSpec]) -> _Point |
     return _Point(trial.recipe, tuple(values))
 
 
+def _size(space: Mapping[str, CompressionRecipeSpec]) -> int:
+    """How many points there are."""
+    return sum(math.prod(len(_grid(r)) for r in recipe.ranges) for recipe in space.values())
+
+
 def _untried(space: Mapping[str, CompressionRecipeSpec], seed: int) -> Iterator[_Point]:
     """All points of a small space in a seeded order, or many points of a large one."""
     draw = random.Random(seed)
-    points = sum(math.prod(len(_grid(r)) for r in recipe.ranges) for recipe in space.values())
-    if points <= _ENUMERABLE:
+    if _size(space) <= _ENUMERABLE:
         every = [
             _Point(name, values)
             for name, recipe in space.items()
@@ -226,6 +239,9 @@ class _Told:
 
     point: _Point
     value: float | None = None
+    """What is optimized for; less is better."""
+    drop: float = 0.0
+    """Of accuracy, as seen on the selection split, in basis points."""
     violation: float = 0.0
     running: bool = False
 
@@ -250,7 +266,9 @@ def _told(
             continue
         excesses = [*limits(found, target=goal.target), *drops_seen(found, goal.gates)]
         value = objective(found, optimize_for=goal.optimize_for, target=goal.target)
-        told.append(_Told(point, value=value, violation=sum(e.relative for e in excesses)))
+        drop = drop_basis_points(found.evaluation.selection) or 0
+        violation = sum(excess.relative for excess in excesses)
+        told.append(_Told(point, value=value, drop=drop, violation=violation))
     return told
 
 
@@ -258,7 +276,7 @@ def _sample(
     space: Mapping[str, CompressionRecipeSpec],
     told: Sequence[_Told],
     *,
-    at_random: bool,
+    sampler: Literal["TPE", "NSGAII", "Random"],
     starts: int,
     seed: int,
 ) -> Iterator[_Point]:
@@ -270,15 +288,26 @@ def _sample(
     with warnings.catch_warnings():
         # `multivariate` and `group` are marked experimental.
         warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
-        sampler: optuna.samplers.BaseSampler = (
-            optuna.samplers.RandomSampler(seed=seed)
-            if at_random
-            else optuna.samplers.TPESampler(
+        made: optuna.samplers.BaseSampler
+        if sampler == "TPE":
+            made = optuna.samplers.TPESampler(
                 multivariate=True, group=True, n_startup_trials=starts, seed=seed
             )
-        )
-        study = optuna.create_study(sampler=sampler)
-    study.add_trials([_frozen(one, space) for one in told])
+        elif sampler == "NSGAII":
+            made = optuna.samplers.NSGAIISampler(population_size=_POPULATION, seed=seed)
+        else:
+            made = optuna.samplers.RandomSampler(seed=seed)
+        front = sampler == "NSGAII"
+        study = optuna.create_study(sampler=made, directions=["minimize"] * (2 if front else 1))
+    # A sampler by generations keeps a trial's generation beside it, which a rebuilt study has lost.
+    complete = [one for one in told if one.value is not None]
+    generations = {id(one): number // _POPULATION for number, one in enumerate(complete)}
+    study.add_trials(
+        [
+            _frozen(one, space, generation=generations.get(id(one)) if front else None)
+            for one in told
+        ]
+    )
     for _ in range(_ASKS):
         trial = study.ask()
         recipe = trial.suggest_categorical("recipe", sorted(space))
@@ -300,8 +329,10 @@ def _distributions(
     }
 
 
-def _frozen(one: _Told, space: Mapping[str, CompressionRecipeSpec]) -> optuna.trial.FrozenTrial:
-    """A trial as Optuna keeps it."""
+def _frozen(
+    one: _Told, space: Mapping[str, CompressionRecipeSpec], *, generation: int | None
+) -> optuna.trial.FrozenTrial:
+    """A trial as Optuna keeps it; with a generation, one with two objectives."""
     from optuna.distributions import CategoricalDistribution
     from optuna.trial import TrialState, create_trial
 
@@ -312,20 +343,37 @@ def _frozen(one: _Told, space: Mapping[str, CompressionRecipeSpec]) -> optuna.tr
         # Constant liar: parallel trials keep away from each other.
         return create_trial(state=TrialState.RUNNING, params=params, distributions=distributions)
     state = TrialState.PRUNED if one.value is None else TrialState.COMPLETE
+    values = None if one.value is None else [one.value]
+    if generation is not None and values is not None:
+        values.append(one.drop)
     return create_trial(
         state=state,
-        value=one.value,
+        values=values,
         params=params,
         distributions=distributions,
         constraints={"gates": one.violation},
+        system_attrs={} if generation is None else {_GENERATION: generation},
     )
 
 
-def _because(search: Search, told: Sequence[_Told], *, searched: int, starts: int) -> str:
+def _because(
+    search: Search,
+    told: Sequence[_Told],
+    space: Mapping[str, CompressionRecipeSpec],
+    *,
+    searched: int,
+    starts: int,
+) -> str:
     measured = [one for one in told if not one.running]
+    kept = sum(one.violation <= 0 for one in measured)
+    seen = f"{len(measured)} trials, of which {kept} keep gates and limits"
     if search.sampler == "Random":
         return f"random sampling, {searched + 1} of {search.max_trials}"
+    if search.sampler == "Grid":
+        return f"grid, {searched + 1} of {_size(space)} points"
+    if search.sampler == "NSGAII":
+        generation = sum(one.value is not None for one in told) // _POPULATION
+        return f"NSGA-II, generation {generation} of {_POPULATION} trials each, after {seen}"
     if len(measured) < starts:
         return f"random start of the search: {len(measured)} of {starts} measured trials are there"
-    kept = sum(one.violation <= 0 for one in measured)
-    return f"TPE over {len(measured)} trials, of which {kept} keep gates and limits"
+    return f"TPE over {seen}"

@@ -81,8 +81,10 @@ class Search(Model):
         list[LocalRef], Field(min_length=1, max_length=16), ListType("map", ("name",))
     ]
     """Recipes whose ranges are searched."""
-    sampler: Literal["TPE", "Random"] = "TPE"
-    """How parameters are proposed: tree-structured Parzen estimator, or at random."""
+    sampler: Literal["TPE", "NSGAII", "Grid", "Random"] = "TPE"
+    """How parameters are proposed. TPE: tree-structured Parzen estimator, for the best by
+    optimizeFor. NSGAII: an evolutionary algorithm, for the whole front of that and accuracy; it
+    needs more trials. Grid: every combination, in an order that spreads them. Random: at random."""
     max_trials: Annotated[int, Field(ge=1, le=48)] = 12
     """How many trials the search may add."""
     max_parallel_trials: Annotated[int, Field(ge=1, le=16)] = 1
@@ -174,6 +176,8 @@ class CompressionPolicySpec(Model):
     """What a variant must keep to be chosen, on every target."""
     optimize_for: Optimize = "Cost"
     """What the best of the variants that pass the gates is best at."""
+    ablation: Literal["Enabled", "Disabled"] = "Disabled"
+    """Whether a run measures, after its choice, what each step of the chosen chain brought."""
     serving: Serving | None = None
     """Absent: variants are published, none is served."""
     rollout: Rollout = Rollout()

@@ -96,8 +96,8 @@ class Trial(Model):
     """Unique in the run, counted from 0."""
     recipe: Name
     """The recipe that is tried."""
-    origin: Literal["Recipe", "Search"]
-    """The policy's recipes or its search."""
+    origin: Literal["Recipe", "Search", "Ablation"]
+    """The policy's recipes, its search, or the question what a step of the chosen chain brought."""
     parameters: Annotated[list[Parameter], Field(max_length=16), ListType("atomic")] = []
     """Searched parameters and their values."""
     steps: Annotated[list[Step], Field(max_length=16), ListType("atomic")] = []
@@ -159,6 +159,25 @@ class Choice(Model):
     """Why the others were not chosen."""
 
 
+class Contribution(Model):
+    """What one step of the chosen chain brought: the chain up to it beside the chain before it."""
+
+    step: FieldName
+    """Name of the step."""
+    trial: Count
+    """Trial whose chain ends with this step."""
+    speedup_permille: Count | None = None
+    """Of the chain so far, over the baseline; absent when that trial gave no figures."""
+    factor_permille: Count | None = None
+    """What the step itself multiplies the speed by."""
+    size_bytes: Count | None = None
+    """Of the artifact after this step."""
+    accuracy_drop_basis_points: SignedBasisPoints | None = None
+    """Of the chain so far, on the confirmation split."""
+    added_drop_basis_points: SignedBasisPoints | None = None
+    """What the step itself adds to it; negative when it wins some back."""
+
+
 class CompressionRunStatus(Model):
     """Observed state."""
 
@@ -180,6 +199,9 @@ class CompressionRunStatus(Model):
     """Every candidate."""
     choices: Annotated[list[Choice], Field(max_length=8), ListType("map", ("target",))] = []
     """One for each target, when the run has ended."""
+    contributions: Annotated[list[Contribution], Field(max_length=16), ListType("atomic")] = []
+    """What each step of the chain that is served brought, in their order; asked for by the policy's
+    ablation."""
     trials_complete: Count | None = None
     """Trials that have ended."""
     trials_total: Count | None = None
