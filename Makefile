@@ -87,11 +87,13 @@ bench-%: bench/%.py $(VENV)
 LOCK = UV_CUSTOM_COMPILE_COMMAND="make lock" $(BIN)/uv pip compile --quiet --generate-hashes --annotation-style line \
 	--no-emit-index-url --no-emit-find-links --python-version 3.11 --python-platform x86_64-manylinux_2_31
 PARTS := operator jobs serving
+EXTRAS_jobs := --extra openvino --extra nncf
+EXTRAS_serving := --extra openvino
 
 .PHONY: lock
 lock: $(VENV) ## pin the dependencies of pyproject.toml anew, with hashes
 	$(LOCK) pyproject.toml --all-extras --group dev $(ARGS) --output-file requirements/dev.txt >/dev/null
-	$(foreach part,$(PARTS),$(LOCK) pyproject.toml --extra $(part) --constraints requirements/dev.txt \
+	$(foreach part,$(PARTS),$(LOCK) pyproject.toml --extra $(part) $(EXTRAS_$(part)) --constraints requirements/dev.txt \
 	  --output-file requirements/$(part).txt >/dev/null;)
 	$(LOCK) --group build --constraints requirements/dev.txt --output-file requirements/build.txt >/dev/null
 

@@ -59,6 +59,7 @@ def test_variants_tell_their_lineage() -> None:
     assert specs["prune-int8"].lineage.baseline_digest == BASELINE_DIGEST
     assert specs["prune-int8"].lineage.trial == 1
     assert specs["prune-int8"].lineage.steps == made.status.trials[1].steps
+    assert (specs["Source"].runtime, specs["prune-int8"].runtime) == ("OnnxRuntime", "OpenVino")
     assert specs["prune-int8"].figures == made.status.trials[1].targets
     assert made.status.baseline_variant in made.variants
     assert {c.variant for c in made.status.choices} <= set(made.variants)

@@ -76,8 +76,11 @@ def jobs(workshop: Any) -> Jobs:
     return Jobs(workshop)
 
 
-def test_the_whole_way(jobs: Jobs) -> None:
-    """Import, compress, measure: each Job works on what the one before left in the store."""
+@pytest.mark.parametrize("method", ["DynamicInt8", "OpenVinoInt8"])
+def test_the_whole_way(jobs: Jobs, method: str) -> None:
+    """Import, compress, measure: each Job works on what the one before left in the store, in
+    either runtime.
+    """
     code, result = jobs.run(jobs.import_task())
     assert (code, result.outcome, result.reason) == (0, "Succeeded", "Succeeded")
     imported = result.imported
@@ -101,7 +104,10 @@ def test_the_whole_way(jobs: Jobs) -> None:
                 "recipe": "prune-int8",
                 "checkpointDigest": imported.source_digest,
                 "baselineDigest": imported.artifact_digest,
-                "steps": [{"prune": {"ffnKeepPermille": 500}}, {"quantize": {}}],
+                "steps": [
+                    {"prune": {"ffnKeepPermille": 500}},
+                    {"quantize": {"method": method, "samples": 16}},
+                ],
                 "training": training,
             },
         }

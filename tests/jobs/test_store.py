@@ -9,7 +9,7 @@ import fsspec
 import pytest
 
 from kompakt.api.artifact import ArtifactManifest, artifact_path
-from kompakt.jobs.artifact import store_artifact
+from kompakt.jobs.artifact import describe_artifact
 from kompakt.jobs.errors import ArtifactCorrupt, ArtifactMissing, StoreUnavailable
 from kompakt.jobs.store import Store
 
@@ -27,9 +27,10 @@ def make_artifact(folder: Path, content: bytes = b"graph") -> Path:
 
 def put(store: Store, folder: Path) -> tuple[str, ArtifactManifest]:
     """Stores a made-up artifact."""
-    return store_artifact(
-        store, folder, labels=["no", "yes"], max_sequence_length=64, source_digest=SOURCE
+    manifest = describe_artifact(
+        folder, labels=["no", "yes"], max_sequence_length=64, source_digest=SOURCE
     )
+    return store.put_artifact(folder, manifest), manifest
 
 
 @pytest.fixture

@@ -209,7 +209,10 @@ def test_a_late_start_does_not_make_a_draining_process_ready() -> None:
 @pytest.mark.parametrize(
     ("module", "absent"),
     [
-        ("kompakt.serving.app", ("aiohttp", "torch", "transformers", "onnx", "prometheus_client")),
+        (
+            "kompakt.serving.app",
+            ("aiohttp", "torch", "onnx", "onnxruntime", "openvino", "prometheus_client"),
+        ),
         (
             "kompakt.serving.comparator_app",
             ("numpy", "onnxruntime", "tokenizers", "torch", "prometheus_client"),

@@ -131,6 +131,7 @@ def _compressed(observed: RunObserved, trial: Trial) -> Trial:
     return trial.evolve(
         state="Measuring",
         digest=outcome.artifact_digest,
+        runtime=outcome.runtime,
         size_bytes=outcome.size_bytes,
         parameters_count=outcome.parameters,
         compress_seconds=outcome.seconds,

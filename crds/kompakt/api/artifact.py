@@ -9,13 +9,17 @@ Job can use alone.
                                                     token_type_ids where the architecture has
                                                     them; output logits
                                                     (float32, [batch, labels])
+                                   /model.xml, /model.bin
+                                                    instead of it, where the runtime is OpenVino:
+                                                    its intermediate representation, with the same
+                                                    inputs and output
                                    /tokenizer.json  a Hugging Face fast tokenizer
     <store>/checkpoints/sha256-<hex>/…              torch side: config.json, model.safetensors,
     tokenizer files
     <store>/reports/<name>.json                     whole reports
 
-Bytes are code: only ONNX and safetensors are ever read, never pickle; each file's sha256 is
-checked when fetched.
+Bytes are code: only ONNX, OpenVINO's IR and safetensors are ever read, never pickle; each file's
+sha256 is checked when fetched.
 """
 
 from __future__ import annotations
@@ -26,11 +30,20 @@ from typing import Annotated, Literal
 
 from pydantic import Field
 
-from kompakt.api.base import Count, Digest, ListType, Model, ShortText, Task
+from kompakt.api.base import Count, Digest, ListType, Model, Runtime, ShortText, Task
 
 MANIFEST_NAME = "variant.json"
 MODEL_NAME = "model.onnx"
+IR_NAME = "model.xml"
+IR_WEIGHTS_NAME = "model.bin"
 TOKENIZER_NAME = "tokenizer.json"
+MODEL_FILES: dict[Runtime, tuple[str, ...]] = {
+    "OnnxRuntime": (MODEL_NAME,),
+    "OpenVino": (IR_NAME, IR_WEIGHTS_NAME),
+}
+"""The files of a model by its runtime; the first is the one to open."""
+
+Precision = Literal["Float32", "BFloat16"]
 
 
 class ArtifactFile(Model):
@@ -51,7 +64,11 @@ class ArtifactManifest(Model):
     labels: Annotated[list[ShortText], Field(min_length=2, max_length=4096), ListType("atomic")]
     """Label names in the order of the logits."""
     max_sequence_length: Annotated[int, Field(ge=8, le=8192)]
-    runtime: Literal["OnnxRuntime"] = "OnnxRuntime"
+    runtime: Runtime = "OnnxRuntime"
+    """What runs it."""
+    precision: Precision = "Float32"
+    """What OpenVINO computes in where the model is not quantized. Always told to it: left alone, it
+    takes bfloat16 on CPUs that have it, and the same file answers otherwise from node to node."""
     source_digest: Digest
     """Checkpoint that everything was derived from."""
     parent_digest: Digest | None = None
@@ -95,3 +112,19 @@ def artifact_path(digest: str) -> str:
 def checkpoint_path(digest: str) -> str:
     """Folder of a torch checkpoint, relative to the store's root."""
     return f"checkpoints/{digest.replace(':', '-')}"
+
+
+def padded_length(tokens: int, longest: int) -> int:
+    """How many positions OpenVINO is asked with for a text: a multiple of 8, of 16 beyond 64, of 32
+    beyond 128…, but no more than the model takes.
+
+    It prepares its kernels anew for each length that it has not seen (28 ms for a small BERT); with
+    all of these seen at start, no text is the first of its kind. What is filled up is masked.
+    """
+    step = max(8, (1 << (tokens - 1).bit_length()) // 8)
+    return max(tokens, min(-(-tokens // step) * step, longest))
+
+
+def padded_lengths(longest: int) -> list[int]:
+    """All that `padded_length` can give for up to so many tokens."""
+    return sorted({padded_length(tokens, longest) for tokens in range(1, longest + 1)})

@@ -174,6 +174,8 @@ Mebibytes = Annotated[int, Field(ge=0, le=2**31 - 1)]
 
 LatencyPercentile = Literal["P50", "P90", "P95", "P99"]
 Task = Literal["TextClassification"]
+Runtime = Literal["OnnxRuntime", "OpenVino"]
+"""What runs a model. It belongs to the variant: a graph that is fast in one is slow in another."""
 
 
 class LocalRef(Model):

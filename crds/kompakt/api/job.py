@@ -17,7 +17,17 @@ from typing import Annotated, Literal
 
 from pydantic import Field
 
-from kompakt.api.base import Count, Digest, FieldName, ListType, Message, Model, Reason, ShortText
+from kompakt.api.base import (
+    Count,
+    Digest,
+    FieldName,
+    ListType,
+    Message,
+    Model,
+    Reason,
+    Runtime,
+    ShortText,
+)
 from kompakt.api.measure import Measurement
 from kompakt.api.recipe import Step
 from kompakt.api.source import DataSource, ModelSource
@@ -110,6 +120,7 @@ class CompressResult(Model):
     """A variant."""
 
     artifact_digest: Digest
+    runtime: Runtime = "OnnxRuntime"
     size_bytes: Count
     parameters: Count
     seconds: Count

@@ -59,8 +59,6 @@ class HardwareProfileSpec(Model):
     it."""
     memory_mebibytes: Annotated[int, Field(ge=64, le=16_777_216)] = 1024
     """Memory limit and request of a pod."""
-    runtime: Literal["OnnxRuntime"] = "OnnxRuntime"
-    """Inference runtime."""
     runtime_class_name: Annotated[str, Field(max_length=63)] | None = None
     """RuntimeClass of pods on this pool; the installation's when absent."""
     price: Price | None = None
@@ -85,9 +83,8 @@ HARDWARE_PROFILE = KindInfo(
     columns=(
         PrinterColumn("CPU(m)", ".spec.cpuMillis", "integer"),
         PrinterColumn("Memory(Mi)", ".spec.memoryMebibytes", "integer"),
-        PrinterColumn("Runtime", ".spec.runtime"),
         PrinterColumn("Micros/h", ".spec.price.microsPerHour", "integer"),
         PrinterColumn("Age", ".metadata.creationTimestamp", "date"),
     ),
-    description="A pool of nodes: selector, limits, runtime, price.",
+    description="A pool of nodes: selector, limits, price.",
 )

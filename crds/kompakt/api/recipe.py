@@ -79,12 +79,24 @@ class Distill(Model):
 class Quantize(Model):
     """Post-training quantization of the exported graph."""
 
-    method: Literal["DynamicInt8"] = "DynamicInt8"
-    """8-bit weights, with activations quantized as they come."""
+    method: Literal["DynamicInt8", "OpenVinoInt8", "BFloat16"] = "DynamicInt8"
+    """DynamicInt8: 8-bit weights, activations quantized as they come, in ONNX Runtime; needs no
+    texts.
+    OpenVinoInt8: 8-bit weights and activations, their ranges taken from texts, in OpenVINO.
+    BFloat16: 16 bits, in OpenVINO, on CPUs that compute in bfloat16 (AVX512-BF16, AMX); needs no
+    texts."""
     per_channel: Literal["Enabled", "Disabled"] = "Enabled"
-    """One scale for each output channel of a weight, rather than one for the whole matrix."""
+    """Int8: one scale for each output channel of a weight, rather than one for the whole
+    matrix."""
     reduce_range: Literal["Enabled", "Disabled"] = "Disabled"
-    """7-bit weights, for CPUs without VNNI, where 8-bit products saturate."""
+    """Int8: 7-bit weights, for CPUs without VNNI, where 8-bit products saturate."""
+    samples: Annotated[int, Field(ge=16, le=4096)] = 128
+    """OpenVinoInt8: calibration texts (training texts, where there are none) that ranges are taken
+    from."""
+    smooth_quant_alpha_permille: Annotated[int, Field(ge=0, le=1000)] = 950
+    """OpenVinoInt8: how much of the activations' outliers goes into the weights before both are
+    quantized, the α of SmoothQuant (Xiao et al. 2022, arXiv:2211.10438) in thousandths; 0 leaves
+    them where they are."""
 
 
 STEP_NAMES = ("trimVocabulary", "prune", "distill", "quantize")

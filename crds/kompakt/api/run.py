@@ -22,6 +22,7 @@ from kompakt.api.base import (
     ObjectName,
     PrinterColumn,
     Reason,
+    Runtime,
     ShortText,
     SignedBasisPoints,
 )
@@ -107,6 +108,8 @@ class Trial(Model):
     bug, a lost node)."""
     digest: Digest | None = None
     """Of the artifact."""
+    runtime: Runtime | None = None
+    """What runs the artifact."""
     size_bytes: Count | None = None
     """Of the artifact."""
     parameters_count: Count | None = None

@@ -21,6 +21,7 @@ from kompakt.api.base import (
     Name,
     ObjectName,
     PrinterColumn,
+    Runtime,
     ShortText,
     SignedBasisPoints,
     Task,
@@ -61,6 +62,8 @@ class ModelVariantSpec(Model):
     """What the model does."""
     labels: Annotated[list[ShortText], Field(min_length=2, max_length=64), ListType("atomic")]
     """Label names in the order of the logits."""
+    runtime: Runtime = "OnnxRuntime"
+    """What runs it, as its manifest says."""
     size_bytes: Count
     """Of the artifact."""
     lineage: Lineage = Lineage()
@@ -96,6 +99,7 @@ MODEL_VARIANT = KindInfo(
         PrinterColumn("Policy", ".spec.policyRef.name"),
         PrinterColumn("Recipe", ".spec.lineage.recipe"),
         PrinterColumn("Role", ".status.role"),
+        PrinterColumn("Runtime", ".spec.runtime"),
         PrinterColumn("Bytes", ".spec.sizeBytes", "integer"),
         PrinterColumn("Speedup(permille)", ".status.speedupPermille", "integer"),
         PrinterColumn("Drop(bp)", ".status.accuracyDropBasisPoints", "integer"),

@@ -8,34 +8,45 @@ from pathlib import Path
 
 import onnx
 
-from kompakt.api.artifact import MODEL_NAME, TOKENIZER_NAME, ArtifactManifest
-from kompakt.api.base import Digest
-from kompakt.jobs.store import Store, describe_files
+from kompakt.api.artifact import (
+    MANIFEST_NAME,
+    MODEL_FILES,
+    MODEL_NAME,
+    TOKENIZER_NAME,
+    ArtifactManifest,
+)
+from kompakt.api.base import Digest, Runtime
+from kompakt.jobs.store import describe_files
 
 
-def store_artifact(
-    store: Store,
-    folder: Path,
-    *,
-    labels: list[str],
-    max_sequence_length: int,
-    source_digest: Digest,
-    parent_digest: Digest | None = None,
-    recipe: str = "",
-    steps_digest: Digest | None = None,
-) -> tuple[Digest, ArtifactManifest]:
-    """Describes the graph and the tokenizer in a folder by a manifest, and stores all three."""
-    manifest = ArtifactManifest(
+def describe_artifact(
+    folder: Path, *, labels: list[str], max_sequence_length: int, source_digest: Digest
+) -> ArtifactManifest:
+    """The manifest of a baseline: a folder with an ONNX graph and a tokenizer."""
+    return ArtifactManifest(
         task="TextClassification",
         labels=labels,
         max_sequence_length=max_sequence_length,
         source_digest=source_digest,
-        parent_digest=parent_digest,
-        recipe=recipe,
-        steps_digest=steps_digest,
         files=describe_files(folder, [MODEL_NAME, TOKENIZER_NAME]),
     )
-    return store.put_artifact(folder, manifest), manifest
+
+
+def describe_variant(
+    folder: Path, baseline: ArtifactManifest, *, runtime: Runtime, **changes: object
+) -> ArtifactManifest:
+    """The manifest of what was made from a baseline, written beside its files.
+
+    Args:
+        folder: Holds the model's files and the tokenizer.
+        baseline: Manifest of the baseline.
+        runtime: What runs the variant.
+        changes: Other fields of the manifest in which the two differ.
+    """
+    files = describe_files(folder, [*MODEL_FILES[runtime], TOKENIZER_NAME])
+    manifest = baseline.evolve(runtime=runtime, files=files, **changes)
+    (folder / MANIFEST_NAME).write_bytes(manifest.canonical())
+    return manifest
 
 
 def count_parameters(model: Path) -> int:

@@ -10,7 +10,8 @@
     │   ├── ModelUnsupported      an architecture, a head or a size that Kompakt cannot work with
     │   ├── DataInvalid           a field is missing, a line is no JSON, nothing is left to read
     │   ├── LabelUnknown          the data has a label that the model does not have
-    │   └── StepInvalid           a recipe's step cannot be applied to this model and data
+    │   ├── StepInvalid           a recipe's step cannot be applied to this model and data
+    │   └── PackageMissing        the recipe or the artifact needs a package that is optional
     └── Failed                    exit 1: it should have worked
         ├── StoreUnavailable      the artifact store cannot be read or written
         ├── ArtifactMissing       the store does not hold what the task names
@@ -79,6 +80,10 @@ class LabelUnknown(InvalidInput):
 
 class StepInvalid(InvalidInput):
     """A recipe's step cannot be applied to this model and data."""
+
+
+class PackageMissing(InvalidInput):
+    """The recipe or the artifact needs an optional package that is not installed."""
 
 
 class Failed(JobError):  # noqa: N818 the outcome in the API is called so

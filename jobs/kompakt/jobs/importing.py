@@ -12,7 +12,7 @@ from collections.abc import Sequence
 
 from kompakt.api.artifact import MODEL_NAME, TOKENIZER_NAME
 from kompakt.api.job import ImportResult, ImportTask
-from kompakt.jobs.artifact import store_artifact
+from kompakt.jobs.artifact import describe_artifact
 from kompakt.jobs.data.examples import Dataset, known_labels, resolve_labels
 from kompakt.jobs.data.reader import read
 from kompakt.jobs.errors import DataInvalid, DigestMismatch
@@ -75,13 +75,13 @@ def import_model(task: ImportTask, place: Workplace) -> ImportResult:
         )
     with place.stage("store"):
         place.store.put_checkpoint(folder, names)
-        digest, manifest = store_artifact(
-            place.store,
+        manifest = describe_artifact(
             artifact,
             labels=list(checkpoint.labels),
             max_sequence_length=task.model.max_sequence_length,
             source_digest=source_digest,
         )
+        digest = place.store.put_artifact(artifact, manifest)
     place.details["model"] = {
         "uri": origin,
         "revision": revision,

@@ -61,12 +61,7 @@ def measure(task: MeasureTask, place: Workplace) -> MeasureResult:
     # First, while this process is small: both must fit into the pod's memory together.
     with place.stage("memory"):
         peaks = [
-            peak_memory(
-                one.folder,
-                pair.dataset.texts,
-                max_sequence_length=one.manifest.max_sequence_length,
-                threads=task.threads,
-            )
+            peak_memory(one.folder, pair.dataset.texts, threads=task.threads)
             for one in (pair.baseline, pair.candidate)
         ]
     baseline, candidate = _answers(place, pair)
@@ -131,13 +126,10 @@ def _answers(place: Workplace, pair: _Pair) -> tuple[Logits, Logits]:
 
 def _benchmark(task: MeasureTask, pair: _Pair, peaks: Sequence[int]) -> Benchmark:
     theirs, ours = (
-        Classifier(
-            one.folder,
-            max_sequence_length=one.manifest.max_sequence_length,
-            threads=task.threads,
-        )
-        for one in (pair.baseline, pair.candidate)
+        Classifier(one.folder, threads=task.threads) for one in (pair.baseline, pair.candidate)
     )
+    for one in (theirs, ours):
+        one.warm_up()
     timings = interleave(
         baseline=theirs.answer,
         candidate=ours.answer,

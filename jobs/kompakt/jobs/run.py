@@ -28,7 +28,17 @@ from kompakt.jobs.result import encode, shorten
 from kompakt.jobs.store import Store
 from kompakt.jobs.task import TaskOutput, Workplace
 
-LIBRARIES = ("kompakt", "onnxruntime", "onnx", "tokenizers", "torch", "transformers", "numpy")
+LIBRARIES = (
+    "kompakt",
+    "onnxruntime",
+    "openvino",
+    "nncf",
+    "onnx",
+    "tokenizers",
+    "torch",
+    "transformers",
+    "numpy",
+)
 
 
 def run(task_path: Path, termination_log: Path, *, ahead: bool = False) -> int:

@@ -90,7 +90,7 @@ class ModelService:
 
 def _load(settings: Settings) -> tuple[Artifact, Classifier]:
     artifact = load_artifact(settings.model_dir, settings.digest)
-    classifier = Classifier(artifact)
+    classifier = Classifier(artifact, threads=settings.threads)
     classifier.warm_up()
     return artifact, classifier
 

@@ -14,7 +14,7 @@ from pydantic import ValidationError
 
 from kompakt.api.artifact import (
     MANIFEST_NAME,
-    MODEL_NAME,
+    MODEL_FILES,
     TOKENIZER_NAME,
     ArtifactFile,
     ArtifactManifest,
@@ -36,8 +36,8 @@ class Artifact:
 
     @property
     def model_path(self) -> Path:
-        """The ONNX graph."""
-        return self.folder / MODEL_NAME
+        """The file that the runtime opens."""
+        return self.folder / MODEL_FILES[self.manifest.runtime][0]
 
     @property
     def tokenizer_path(self) -> Path:
@@ -73,7 +73,7 @@ def load_artifact(folder: Path, expected_digest: str | None = None) -> Artifact:
         ) from error
     for file in manifest.files:
         _verify(folder, file)
-    for name in (MODEL_NAME, TOKENIZER_NAME):
+    for name in (*MODEL_FILES[manifest.runtime], TOKENIZER_NAME):
         if all(file.path != name for file in manifest.files):
             raise ArtifactError(f"{path}: files: {name} is missing, and nothing can run without it")
     return Artifact(folder=folder, digest=digest, manifest=manifest)

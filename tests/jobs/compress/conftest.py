@@ -11,12 +11,16 @@ import numpy as np
 import pytest
 import torch
 
+from kompakt.api.artifact import ArtifactFile, ArtifactManifest
+from kompakt.jobs.compress.graph import Graph, GraphData
 from kompakt.jobs.compress.training import TrainingData
 from kompakt.jobs.data.examples import Dataset, Example
 from kompakt.jobs.evaluate.classifier import Logits
 from kompakt.jobs.models.checkpoint import Checkpoint, inspect
 from kompakt.jobs.models.encoder import Encoder
+from kompakt.jobs.models.export import export
 from kompakt.jobs.models.load import load
+from kompakt.jobs.models.session import open_model
 from kompakt.jobs.models.text import open_tokenizer, pad
 
 WORDS = [
@@ -89,3 +93,52 @@ def make_bench(folder: Path, *, texts: int = 96, labelled: bool = True) -> Bench
 def bench_of(checkpoint_of: Callable[[str], Path]) -> Callable[[str], Bench]:
     """Makes a bench for an architecture."""
     return lambda model_type: make_bench(checkpoint_of(model_type))
+
+
+@pytest.fixture
+def graph_of(checkpoint_of: Callable[[str], Path], tmp_path: Path) -> Callable[[str], Graph]:
+    """Exports an architecture's tiny model."""
+
+    def make(model_type: str) -> Graph:
+        checkpoint = inspect(checkpoint_of(model_type), origin="test")
+        graph = Graph(tmp_path / f"{model_type}-fp32")
+        graph.folder.mkdir(exist_ok=True)
+        export(load(checkpoint), graph.path, input_names=checkpoint.architecture.input_names)
+        return graph
+
+    return make
+
+
+@pytest.fixture
+def graph_data(checkpoint_of: Callable[[str], Path]) -> GraphData:
+    """Texts to calibrate with, of all lengths."""
+    rng = np.random.default_rng(1)
+    return GraphData(
+        tokenizer=checkpoint_of("bert") / "tokenizer.json",
+        max_sequence_length=40,
+        texts=[" ".join(rng.choice(WORDS, size=rng.integers(1, 30))) for _ in range(64)],
+        seed=0,
+        threads=1,
+    )
+
+
+def answers(graph: Graph, data: GraphData, texts: int = 28) -> Logits:
+    """The logits of random ids of many lengths, one text at a time."""
+    manifest = ArtifactManifest(
+        task="TextClassification",
+        labels=["negative", "neutral", "positive"],
+        max_sequence_length=data.max_sequence_length,
+        runtime=graph.runtime,
+        precision=graph.precision,
+        source_digest="sha256:" + "0" * 64,
+        files=[ArtifactFile(path="model", digest="sha256:" + "0" * 64, size_bytes=1)],
+    )
+    session = open_model(graph.folder, manifest, threads=1)
+    rng = np.random.default_rng(0)
+    rows = []
+    for length in range(2, 2 + texts):
+        ids = rng.integers(4, 23, (1, length))
+        batch = {name: np.zeros_like(ids) for name in session.input_names}
+        batch |= {"input_ids": ids, "attention_mask": np.ones_like(ids)}
+        rows.append(session.run(batch)[0])
+    return np.stack(rows)

@@ -22,6 +22,7 @@ from kompakt.jobs.task import Workplace
 PRUNE: dict[str, Any] = {"prune": {"ffnKeepPermille": 500, "samples": 16}}
 DISTILL: dict[str, Any] = {"distill": {"examples": 64, "learningRateMicros": 50}}
 QUANTIZE: dict[str, Any] = {"quantize": {}}
+OPENVINO: dict[str, Any] = {"quantize": {"method": "OpenVinoInt8", "samples": 16}}
 
 Places = Callable[[], Workplace]
 
@@ -81,7 +82,7 @@ def test_a_whole_recipe_makes_an_artifact(
     assert result.parameters < imported.parameters
     assert result.summary.startswith("FFN neurons kept by layer ")
     assert result.summary.endswith("embedding tables int8")
-    classifier = Classifier(made.scratch / "check", max_sequence_length=40, threads=1)
+    classifier = Classifier(made.scratch / "check", threads=1)
     assert classifier.answer("a good film").shape == (3,)
     assert set(made.seconds) >= {"prune", "distill", "quantize", "export"}
 
@@ -96,6 +97,42 @@ def test_without_torch_steps_the_baseline_is_quantized(
     assert "import torch" not in made.seconds
     again = compress(task(QUANTIZE, training=None), place())
     assert again.artifact_digest == result.artifact_digest
+
+
+def test_a_recipe_for_openvino_makes_an_artifact_for_it(
+    task: Callable[..., CompressTask], imported: ImportResult, place: Places, workshop: Any
+) -> None:
+    """The manifest says what runs it, its files are that runtime's, and they answer; ranges come
+    from the calibration texts, or from the training texts where there are none.
+    """
+    made = place()
+    result = compress(task(PRUNE, OPENVINO), made)
+    folder = made.scratch / "check"
+    manifest = made.store.get_artifact(result.artifact_digest, folder)
+    assert result.runtime == manifest.runtime == "OpenVino"
+    assert manifest.precision == "Float32"
+    names = [file.path for file in manifest.files]
+    assert names == ["model.bin", "model.xml", "tokenizer.json"]
+    assert sum((folder / name).stat().st_size for name in names) == result.size_bytes
+    # Of the weights: the tiny model's graph itself is larger than they are.
+    assert manifest.files[0].size_bytes < imported.size_bytes / 2
+    assert Classifier(folder, threads=1).answer("a good film").shape == (3,)
+    assert made.details["executed"]
+    source = {"uri": workshop.data("calibration.jsonl", 40, seed=4)}
+    calibrated = compress(task(OPENVINO, training=None, calibration=source), place())
+    trained = compress(task(OPENVINO), place())
+    assert calibrated.artifact_digest != trained.artifact_digest
+    assert compress(task(OPENVINO), place()).artifact_digest == trained.artifact_digest
+
+
+def test_calibration_needs_data(task: Callable[..., CompressTask], place: Places) -> None:
+    """A method that takes ranges from texts says so before any work, and which setting names
+    them.
+    """
+    made = place()
+    with pytest.raises(StepInvalid, match=r"quantize of the recipe test needs texts: set data\.c"):
+        compress(task(OPENVINO, training=None), made)
+    assert made.seconds == {}
 
 
 def test_pruned_models_are_smaller_without_quantization(

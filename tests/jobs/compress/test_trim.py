@@ -204,7 +204,7 @@ def test_a_recipe_that_trims_first_goes_on_with_the_new_tokens(
         at.store.get_artifact(result.artifact_digest, folder)
         tokenizer = open_tokenizer(folder / "tokenizer.json", max_sequence_length=40)
         assert tokenizer.get_vocab_size() == kept
-        classifier = Classifier(folder, max_sequence_length=40, threads=1)
+        classifier = Classifier(folder, threads=1)
         assert classifier.answer("strong actingly zebra").shape == (3,)
     assert whole.size_bytes < first.size_bytes
 

@@ -34,7 +34,7 @@ def test_batches_answer_as_one_by_one(baseline: tuple[Store, str, Path]) -> None
     """The order of the answers is that of the texts, whatever order they were computed in."""
     store, digest, folder = baseline
     store.get_artifact(digest, folder)
-    classifier = Classifier(folder, max_sequence_length=40, threads=1)
+    classifier = Classifier(folder, threads=1)
     together = classifier.answer_all(TEXTS * 5)
     one_by_one = np.stack([classifier.answer(text) for text in TEXTS * 5])
     np.testing.assert_allclose(together, one_by_one, atol=1e-5)
@@ -57,7 +57,7 @@ def test_quantized_answers_do_not_depend_on_neighbours(
     made = compress(CompressTask.model_validate(task), place).artifact_digest
     folder = workshop.root / "int8"
     store.get_artifact(made, folder)
-    classifier = Classifier(folder, max_sequence_length=40, threads=1)
+    classifier = Classifier(folder, threads=1)
     together = classifier.answer_all(TEXTS)
     for text, row in zip(TEXTS, together, strict=True):
         np.testing.assert_array_equal(classifier.answer(text), row)
@@ -79,7 +79,7 @@ def test_a_damaged_cache_is_no_cache(baseline: tuple[Store, str, Path], damage: 
     """What cannot be read is computed again, and replaced."""
     store, digest, folder = baseline
     first = logits_of(digest, TEXTS, folder=folder, store=store, threads=1, name="x")
-    store.put_bytes(prediction_key(digest, TEXTS), damage)
+    store.put_bytes(prediction_key(digest, TEXTS, "OnnxRuntime"), damage)
     again = logits_of(digest, TEXTS, folder=folder, store=store, threads=1, name="x")
     np.testing.assert_array_equal(first, again)
 
@@ -87,14 +87,15 @@ def test_a_damaged_cache_is_no_cache(baseline: tuple[Store, str, Path], damage: 
 def test_a_cache_of_other_texts_is_not_used(
     baseline: tuple[Store, str, Path],
 ) -> None:
-    """Answers belong to their texts, their order, their artifact and their hardware."""
+    """Answers belong to their texts, their order, their artifact and its runtime."""
     _, digest, _ = baseline
     keys = {
-        prediction_key(digest, TEXTS),
-        prediction_key(digest, TEXTS[::-1]),
-        prediction_key("sha256:" + "1" * 64, TEXTS),
+        prediction_key(digest, TEXTS, "OnnxRuntime"),
+        prediction_key(digest, TEXTS[::-1], "OnnxRuntime"),
+        prediction_key("sha256:" + "1" * 64, TEXTS, "OnnxRuntime"),
+        prediction_key(digest, TEXTS, "OpenVino"),
     }
-    assert len(keys) == 3
+    assert len(keys) == 4
 
 
 def test_answers_of_another_cpu_are_not_used(
@@ -102,6 +103,6 @@ def test_answers_of_another_cpu_are_not_used(
 ) -> None:
     """int8 results depend on the CPU, so a node of another kind computes its own."""
     _, digest, _ = baseline
-    here = prediction_key(digest, TEXTS)
+    here = prediction_key(digest, TEXTS, "OnnxRuntime")
     monkeypatch.setattr(machine, "cpu_features", lambda _root: ["avx512_vnni"])
-    assert prediction_key(digest, TEXTS) != here
+    assert prediction_key(digest, TEXTS, "OnnxRuntime") != here

@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from kompakt.api import API_VERSION, names
+from kompakt.api.base import Runtime
 from kompakt.api.job import ImportResult
 from kompakt.api.run import TargetResult, Trial
 from kompakt.api.variant import Lineage, ModelVariantSpec
@@ -26,6 +27,7 @@ def source_variant(run: Run, baseline: ImportResult) -> Manifest:
         run,
         baseline,
         digest=baseline.artifact_digest,
+        runtime="OnnxRuntime",
         size_bytes=baseline.size_bytes,
         lineage=Lineage(
             source_digest=baseline.source_digest, run=run.meta.name, recipe=SOURCE_RECIPE
@@ -41,6 +43,7 @@ def trial_variant(run: Run, baseline: ImportResult, trial: Trial) -> Manifest:
         run,
         baseline,
         digest=trial.digest,
+        runtime=trial.runtime or "OnnxRuntime",
         size_bytes=trial.size_bytes,
         lineage=Lineage(
             source_digest=baseline.source_digest,
@@ -59,6 +62,7 @@ def _variant(
     baseline: ImportResult,
     *,
     digest: str,
+    runtime: Runtime,
     size_bytes: int,
     lineage: Lineage,
     figures: Sequence[TargetResult] = (),
@@ -70,6 +74,7 @@ def _variant(
         store=run.spec.policy.store,
         task=run.spec.policy.model.task,
         labels=baseline.labels,
+        runtime=runtime,
         size_bytes=size_bytes,
         lineage=lineage,
         figures=list(figures),

@@ -1,5 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Peak memory of one artifact: that of a process which opens it, answers texts, and does no more.
+"""Peak memory of one artifact: that of a process which opens it, warms it up, answers texts,
+and does no more.
 
 A process of its own for each, because memory that a first model touched stays counted when a
 second one is opened. What it measures includes the interpreter and the runtime, as in a server.
@@ -21,15 +22,12 @@ TEXTS = 32
 TIMEOUT_SECONDS = 300
 
 
-def peak_memory(
-    folder: Path, texts: Sequence[str], *, max_sequence_length: int, threads: int
-) -> int:
+def peak_memory(folder: Path, texts: Sequence[str], *, threads: int) -> int:
     """Mebibytes."""
     longest = sorted(texts, key=len)[-TEXTS:]
     request = {
         "folder": str(folder),
         "texts": longest,
-        "maxSequenceLength": max_sequence_length,
         "threads": threads,
     }
     done = subprocess.run(
@@ -50,11 +48,8 @@ def _main() -> None:
     from kompakt.jobs.evaluate.classifier import Classifier
 
     request = json.load(sys.stdin)
-    classifier = Classifier(
-        Path(request["folder"]),
-        max_sequence_length=request["maxSequenceLength"],
-        threads=request["threads"],
-    )
+    classifier = Classifier(Path(request["folder"]), threads=request["threads"])
+    classifier.warm_up()
     for text in request["texts"]:
         classifier.answer(text)
     sys.stdout.write(str(machine.peak_memory_mebibytes()))

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from kompakt.api.artifact import (
-    MODEL_NAME,
+    MODEL_FILES,
     TOKENIZER_NAME,
     ArtifactManifest,
     canonical_json,
@@ -27,8 +27,9 @@ from kompakt.api.base import Digest
 from kompakt.api.job import CompressResult, CompressTask
 from kompakt.api.recipe import Step
 from kompakt.api.source import DataSource
-from kompakt.jobs.artifact import count_parameters, store_artifact
-from kompakt.jobs.compress.steps import graph_step, name_of, split, torch_step
+from kompakt.jobs.artifact import count_parameters, describe_variant
+from kompakt.jobs.compress.graph import Graph, GraphData
+from kompakt.jobs.compress.steps import entry_of, graph_step, name_of, split, torch_step
 from kompakt.jobs.data.examples import Dataset, known_labels
 from kompakt.jobs.data.reader import read
 from kompakt.jobs.errors import Failed, JobError, StepInvalid
@@ -56,49 +57,59 @@ def compress(task: CompressTask, place: Workplace) -> CompressResult:
     """Runs the steps and stores the artifact."""
     started = time.monotonic()
     torch_steps, graph_steps = split(task.steps)
-    source = task.training or task.calibration
-    if torch_steps and source is None:
-        raise StepInvalid(
-            f"the step {name_of(torch_steps[0])} of the recipe {task.recipe} needs texts: set"
-            " data.training"
-        )
+    source = _source(task, torch_steps, task.training, task.calibration)
+    calibration = _source(task, graph_steps, task.calibration, task.training)
     baseline = place.scratch / "baseline"
     artifact = place.scratch / "artifact"
     artifact.mkdir()
     with place.stage("fetch"):
         manifest = place.store.get_artifact(task.baseline_digest, baseline)
-        dataset = read(source, seed=task.seed) if torch_steps and source is not None else None
+        dataset = None if source is None else read(source, seed=task.seed)
+        texts: Dataset | None = dataset
+        if calibration != source:
+            texts = None if calibration is None else read(calibration, seed=task.seed)
     notes: list[str] = []
-    graph = baseline / MODEL_NAME
-    if torch_steps and source is not None and dataset is not None:
-        graph = place.scratch / "exported.onnx"
+    graph = Graph(baseline)
+    if source is not None and dataset is not None:
+        graph = Graph(place.scratch / "exported")
+        graph.folder.mkdir()
         chain = _Chain(task, place, manifest=manifest, source=source, dataset=dataset)
-        notes += chain.run(torch_steps, graph)
+        notes += chain.run(torch_steps, graph.path)
         chain.data.tokenizer.save(str(artifact / TOKENIZER_NAME), pretty=False)
     else:
         shutil.copyfile(baseline / TOKENIZER_NAME, artifact / TOKENIZER_NAME)
-    parameters = count_parameters(graph)
+    parameters = count_parameters(graph.path)
+    data = GraphData(
+        tokenizer=artifact / TOKENIZER_NAME,
+        max_sequence_length=manifest.max_sequence_length,
+        texts=[] if texts is None else texts.texts,
+        seed=task.seed,
+        threads=place.threads,
+        details=place.details,
+    )
     for number, step in enumerate(graph_steps):
         with place.stage(name_of(step)):
-            target = place.scratch / f"graph-{number}.onnx"
-            notes.append(graph_step(step).apply(graph, target))
-            graph = target
-    shutil.copyfile(graph, artifact / MODEL_NAME)
+            folder = place.scratch / f"graph-{number}"
+            graph, note = graph_step(step).apply(graph, folder, data)
+            notes.append(note)
     with place.stage("store"):
-        _check_answers(artifact, manifest, threads=place.threads)
-        digest, stored = store_artifact(
-            place.store,
+        for name in MODEL_FILES[graph.runtime]:
+            shutil.copyfile(graph.folder / name, artifact / name)
+        made = describe_variant(
             artifact,
-            labels=manifest.labels,
-            max_sequence_length=manifest.max_sequence_length,
-            source_digest=manifest.source_digest,
+            manifest,
+            runtime=graph.runtime,
+            precision=graph.precision,
             parent_digest=task.baseline_digest,
             recipe=task.recipe,
-            steps_digest=_steps_digest(task, dataset),
+            steps_digest=_steps_digest(task, dataset, texts),
         )
+        _check_answers(artifact, labels=len(manifest.labels), threads=place.threads)
+        digest = place.store.put_artifact(artifact, made)
     return CompressResult(
         artifact_digest=digest,
-        size_bytes=stored.size_bytes,
+        runtime=graph.runtime,
+        size_bytes=made.size_bytes,
         parameters=parameters,
         seconds=round(time.monotonic() - started),
         summary=shorten("; ".join(notes), SUMMARY_LENGTH),
@@ -247,27 +258,39 @@ class _Chain:
         return self._place.store.put_checkpoint(folder, names)
 
 
-def _steps_digest(task: CompressTask, dataset: Dataset | None) -> Digest:
+def _source(
+    task: CompressTask, steps: list[Step], first: DataSource | None, second: DataSource | None
+) -> DataSource | None:
+    """Where the texts for these steps come from; nothing when none of them needs any."""
+    needy = [step for step in steps if entry_of(step).needs_texts]
+    if not needy:
+        return None
+    if first is None and second is None:
+        role = "training" if entry_of(needy[0]).needs_torch else "calibration"
+        raise StepInvalid(
+            f"the step {name_of(needy[0])} of the recipe {task.recipe} needs texts: set data.{role}"
+        )
+    return first or second
+
+
+def _steps_digest(task: CompressTask, *data: Dataset | None) -> Digest:
     """What an artifact was made by, beside its parent."""
     return sha256_digest(
         canonical_json(
             {
                 "version": STEPS_VERSION,
                 "steps": [step.to_wire() for step in task.steps],
-                "data": None if dataset is None else dataset.digest,
+                "data": [None if dataset is None else dataset.digest for dataset in data],
                 "seed": task.seed,
             }
         )
     )
 
 
-def _check_answers(folder: Path, manifest: ArtifactManifest, *, threads: int) -> None:
+def _check_answers(folder: Path, *, labels: int, threads: int) -> None:
     """Opens the artifact as a server does: whatever it answers must at least be numbers."""
-    classifier = Classifier(
-        folder, max_sequence_length=manifest.max_sequence_length, threads=threads
-    )
-    logits = classifier.answer_all(SMOKE_TEXTS)
-    if logits.shape != (len(SMOKE_TEXTS), len(manifest.labels)) or not np.isfinite(logits).all():
+    logits = Classifier(folder, threads=threads).answer_all(SMOKE_TEXTS)
+    if logits.shape != (len(SMOKE_TEXTS), labels) or not np.isfinite(logits).all():
         raise Failed(
             f"the compressed model answers {logits.shape} logits that are not all numbers; lower"
             " the compression"

@@ -15,6 +15,7 @@ import onnx
 from typing_extensions import override
 
 from kompakt.api.recipe import Quantize
+from kompakt.jobs.compress.graph import Graph, GraphData
 from kompakt.jobs.compress.steps import GraphStep
 from kompakt.jobs.errors import QuantizationIncomplete
 
@@ -26,22 +27,24 @@ class DynamicInt8(GraphStep):
         self._parameters = parameters
 
     @override
-    def apply(self, source: Path, target: Path) -> str:
+    def apply(self, graph: Graph, target: Path, data: GraphData) -> tuple[Graph, str]:
         from onnxruntime.quantization import QuantType, quantize_dynamic
 
-        wanted = constant_matrices(onnx.load(str(source)))
+        wanted = constant_matrices(onnx.load(str(graph.path)))
+        target.mkdir(parents=True, exist_ok=True)
+        made = Graph(target)
         # It advises to run a shape inference first, which changes nothing for these graphs.
         logging.getLogger().setLevel(logging.ERROR)
         quantize_dynamic(
-            str(source),
-            str(target),
+            str(graph.path),
+            str(made.path),
             per_channel=self._parameters.per_channel == "Enabled",
             reduce_range=self._parameters.reduce_range == "Enabled",
             weight_type=QuantType.QInt8,
             # Without it, a tensor whose type shape inference did not find ends the whole attempt.
             extra_options={"DefaultTensorType": onnx.TensorProto.FLOAT},
         )
-        quantized = onnx.load(str(target))
+        quantized = onnx.load(str(made.path))
         operators = Counter(node.op_type for node in quantized.graph.node)
         found = operators["MatMulInteger"]
         left = constant_matrices(quantized)
@@ -51,7 +54,7 @@ class DynamicInt8(GraphStep):
                 " model, please"
             )
         tables = int8_tables(quantized)
-        return f"{found} matrices and {tables} embedding tables int8"
+        return made, f"{found} matrices and {tables} embedding tables int8"
 
 
 def constant_matrices(model: onnx.ModelProto) -> int:

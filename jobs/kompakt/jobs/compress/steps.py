@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """What a step is, and which there are. No torch here: a recipe without torch steps needs none.
 
-A torch step changes the model in place; a graph step reads one ONNX file and writes another. Steps
-know nothing of stores and tasks, only of models and of `TrainingData`.
+A torch step changes the model in place; a graph step makes one `Graph` of another. Steps know
+nothing of stores and tasks, only of models and of their data.
 """
 
 from __future__ import annotations
@@ -18,6 +18,7 @@ from kompakt.api.recipe import Step
 from kompakt.jobs.errors import StepInvalid
 
 if TYPE_CHECKING:
+    from kompakt.jobs.compress.graph import Graph, GraphData
     from kompakt.jobs.compress.training import TrainingData
     from kompakt.jobs.models.encoder import Encoder
 
@@ -32,8 +33,10 @@ class TorchStep(Protocol):
 class GraphStep(Protocol):
     """Makes one graph out of another."""
 
-    def apply(self, source: Path, target: Path) -> str:
-        """Writes `target`; returns what it did, for people."""
+    def apply(self, graph: Graph, target: Path, data: GraphData) -> tuple[Graph, str]:
+        """Writes into the folder `target`; returns what is there, and what was done, for
+        people.
+        """
 
 
 @dataclass(frozen=True)
@@ -43,17 +46,27 @@ class Entry:
     module: str
     name: str
     needs_torch: bool
+    needs_texts: bool = True
 
     def make(self, parameters: object) -> Any:
         """The step with its parameters."""
         return getattr(import_module(self.module), self.name)(parameters)
 
 
+_OPENVINO = "kompakt.jobs.compress.quantize_openvino"
+METHODS = {
+    "DynamicInt8": Entry(
+        "kompakt.jobs.compress.quantize", "DynamicInt8", needs_torch=False, needs_texts=False
+    ),
+    "OpenVinoInt8": Entry(_OPENVINO, "OpenVinoInt8", needs_torch=False),
+    "BFloat16": Entry(_OPENVINO, "BFloat16", needs_torch=False, needs_texts=False),
+}
+"""The step `quantize`, by its method."""
 STEPS = {
     "trimVocabulary": Entry("kompakt.jobs.compress.trim", "TrimTokens", needs_torch=True),
     "prune": Entry("kompakt.jobs.compress.prune", "PruneFeedForward", needs_torch=True),
     "distill": Entry("kompakt.jobs.compress.distill", "DistillLogits", needs_torch=True),
-    "quantize": Entry("kompakt.jobs.compress.quantize", "DynamicInt8", needs_torch=False),
+    "quantize": METHODS["DynamicInt8"],
 }
 """By what a recipe calls them (`kompakt.api.recipe.STEP_NAMES`)."""
 
@@ -78,17 +91,20 @@ def split(steps: list[Step]) -> tuple[list[Step], list[Step]]:
     return torch_steps, graph_steps
 
 
+def entry_of(step: Step) -> Entry:
+    """Where the class of a step is."""
+    return METHODS[step.quantize.method] if step.quantize is not None else STEPS[name_of(step)]
+
+
 def torch_step(step: Step) -> TorchStep:
     """The class at work for a torch step."""
-    name = name_of(step)
-    made: TorchStep = STEPS[name].make(_parameters(step, name))
+    made: TorchStep = entry_of(step).make(_parameters(step, name_of(step)))
     return made
 
 
 def graph_step(step: Step) -> GraphStep:
     """The class at work for a graph step."""
-    name = name_of(step)
-    made: GraphStep = STEPS[name].make(_parameters(step, name))
+    made: GraphStep = entry_of(step).make(_parameters(step, name_of(step)))
     return made
 
 

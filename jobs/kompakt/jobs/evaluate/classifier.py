@@ -14,17 +14,23 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
-from numpy.typing import NDArray
 
-from kompakt.api.artifact import MODEL_NAME, TOKENIZER_NAME
-from kompakt.jobs.models.session import open_session
+from kompakt.api.artifact import (
+    MANIFEST_NAME,
+    MODEL_NAME,
+    TOKENIZER_NAME,
+    ArtifactManifest,
+    padded_lengths,
+)
+from kompakt.jobs.models.session import Logits, open_model
 from kompakt.jobs.models.text import length_batches, open_tokenizer, pad
 from kompakt.jobs.progress import Progress
 
 if TYPE_CHECKING:
     from tokenizers import Encoding
 
-Logits = NDArray[np.float32]
+__all__ = ["Classifier", "Logits"]
+
 TOKENIZE_AT_ONCE = 4096
 """Texts; the tokenizer uses all threads for a batch, and memory stays small."""
 BATCH = 8
@@ -35,13 +41,24 @@ QUANTIZES_AT_RUN_TIME = b"DynamicQuantizeLinear"
 class Classifier:
     """A fetched artifact, opened."""
 
-    def __init__(self, folder: Path, *, max_sequence_length: int, threads: int) -> None:
-        self._tokenizer = open_tokenizer(
-            folder / TOKENIZER_NAME, max_sequence_length=max_sequence_length
+    def __init__(self, folder: Path, *, threads: int) -> None:
+        manifest = ArtifactManifest.model_validate_json((folder / MANIFEST_NAME).read_bytes())
+        self._longest = manifest.max_sequence_length
+        self._tokenizer = open_tokenizer(folder / TOKENIZER_NAME, max_sequence_length=self._longest)
+        self._session = open_model(folder, manifest, threads=threads)
+        one_by_one = manifest.runtime == "OnnxRuntime" and _mentions(
+            folder / MODEL_NAME, QUANTIZES_AT_RUN_TIME
         )
-        self._session = open_session(folder / MODEL_NAME, threads=threads)
-        self._inputs = [entry.name for entry in self._session.get_inputs()]
-        self._batch = 1 if _mentions(folder / MODEL_NAME, QUANTIZES_AT_RUN_TIME) else BATCH
+        self._batch = 1 if one_by_one else BATCH
+
+    def warm_up(self) -> None:
+        """Runs every length that a runtime prepares for, as a server does before it is ready."""
+        for tokens in padded_lengths(self._longest):
+            batch = {
+                name: np.full((1, tokens), name == "attention_mask", dtype=np.int64)
+                for name in self._session.input_names
+            }
+            self._session.run(batch)
 
     def answer(self, text: str) -> Logits:
         """The logits of one text, tokenization included."""
@@ -65,9 +82,7 @@ class Classifier:
 
     def _run(self, encodings: Sequence[Encoding]) -> Logits:
         # What fills a batch up is masked, so any id will do.
-        feed = pad(encodings, pad_id=0, input_names=self._inputs)
-        logits: Logits = self._session.run(["logits"], feed)[0]
-        return logits
+        return self._session.run(pad(encodings, pad_id=0, input_names=self._session.input_names))
 
 
 def _mentions(path: Path, name: bytes) -> bool:

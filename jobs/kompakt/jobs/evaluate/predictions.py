@@ -14,11 +14,12 @@ from pathlib import Path
 
 import numpy as np
 
-from kompakt.api.base import Digest
+from kompakt.api.base import Digest, Runtime
 from kompakt.jobs import machine
 from kompakt.jobs.data.examples import texts_digest
 from kompakt.jobs.errors import JobError
 from kompakt.jobs.evaluate.classifier import Classifier, Logits
+from kompakt.jobs.models.session import runtime_version
 from kompakt.jobs.progress import Progress, say
 from kompakt.jobs.store import Store
 
@@ -27,15 +28,13 @@ def logits_of(
     artifact: Digest, texts: Sequence[str], *, folder: Path, store: Store, threads: int, name: str
 ) -> Logits:
     """The logits of each text, [texts, labels]; `folder` is where the artifact is or will be."""
-    key = prediction_key(artifact, texts)
+    key = prediction_key(artifact, texts, store.manifest(artifact).runtime)
     cached = _cached(store, key, count=len(texts))
     if cached is not None:
         say(f"{name}: {len(texts):,} answers were in the store")
         return cached
-    manifest = store.get_artifact(artifact, folder)
-    classifier = Classifier(
-        folder, max_sequence_length=manifest.max_sequence_length, threads=threads
-    )
+    store.get_artifact(artifact, folder)
+    classifier = Classifier(folder, threads=threads)
     logits = classifier.answer_all(texts, progress=Progress(name, len(texts)))
     buffer = io.BytesIO()
     np.save(buffer, logits, allow_pickle=False)
@@ -43,12 +42,11 @@ def logits_of(
     return logits
 
 
-def prediction_key(artifact: Digest, texts: Sequence[str]) -> str:
+def prediction_key(artifact: Digest, texts: Sequence[str], runtime: Runtime) -> str:
     """Where the store keeps an artifact's answers to these texts on hardware like this."""
-    import onnxruntime
     import tokenizers
 
-    features = machine.feature_key((onnxruntime.__version__, tokenizers.__version__))
+    features = machine.feature_key((runtime_version(runtime), tokenizers.__version__))
     parts = (artifact.split(":")[1], texts_digest(texts).split(":")[1], features)
     return f"predictions/{'-'.join(parts)}.npy"
 

@@ -1,15 +1,92 @@
 # SPDX-License-Identifier: Apache-2.0
-"""An ONNX Runtime session as a pod with a CPU limit must open it."""
+"""A model as a pod with a CPU limit must open it, in the runtime that its manifest names.
+
+The two runtimes' sessions look alike: a padded batch in, logits out. OpenVINO is imported for the
+artifacts that ask for it, and for no others.
+"""
 
 from __future__ import annotations
 
+import sys
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+from typing_extensions import override
+
+from kompakt.api.artifact import MODEL_FILES, ArtifactManifest, Precision, padded_length
+from kompakt.api.base import Runtime
+from kompakt.jobs.errors import PackageMissing
+
+Ids = NDArray[np.int64]
+Logits = NDArray[np.float32]
+_OPENVINO_TYPES: dict[Precision, str] = {"Float32": "f32", "BFloat16": "bf16"}
+
+
+class Session(Protocol):
+    """An opened model."""
+
+    input_names: tuple[str, ...]
+    """What a batch must have, in the graph's order."""
+
+    def run(self, batch: Mapping[str, Ids]) -> Logits:
+        """The logits, [batch, labels], of inputs [batch, tokens]."""
+
+
+class OnnxSession(Session):
+    """ONNX Runtime."""
+
+    def __init__(self, path: Path, *, threads: int) -> None:
+        self._session = open_session(path, threads=threads)
+        self.input_names = tuple(entry.name for entry in self._session.get_inputs())
+
+    @override
+    def run(self, batch: Mapping[str, Ids]) -> Logits:
+        logits: Logits = self._session.run(["logits"], dict(batch))[0]
+        return logits
+
+
+class OpenVinoSession(Session):
+    """OpenVINO on a CPU. Batches are padded to `padded_length`."""
+
+    def __init__(self, path: Path, *, precision: Precision, longest: int, threads: int) -> None:
+        compiled = (
+            import_openvino()
+            .Core()
+            .compile_model(path, "CPU", openvino_settings(precision, threads=threads))
+        )
+        self.input_names = tuple(entry.get_any_name() for entry in compiled.inputs)
+        self._longest = longest
+        self._request = compiled.create_infer_request()
+
+    @override
+    def run(self, batch: Mapping[str, Ids]) -> Logits:
+        tokens = batch["input_ids"].shape[1]
+        # Zeros: no id is looked at where the mask is zero.
+        fill = ((0, 0), (0, padded_length(tokens, self._longest) - tokens))
+        padded = {name: np.pad(array, fill) for name, array in batch.items()}
+        found = self._request.infer(padded, share_inputs=True, share_outputs=True)
+        return np.array(found["logits"])  # a copy: the next call writes over the shared one
+
+
+def open_model(folder: Path, manifest: ArtifactManifest, *, threads: int) -> Session:
+    """The model of an artifact in a folder."""
+    path = folder / MODEL_FILES[manifest.runtime][0]
+    if manifest.runtime == "OnnxRuntime":
+        return OnnxSession(path, threads=threads)
+    return OpenVinoSession(
+        path,
+        precision=manifest.precision,
+        longest=manifest.max_sequence_length,
+        threads=threads,
+    )
 
 
 def open_session(path: Path, *, threads: int) -> Any:
-    """A CPU session; threads that wait do not spin, because spinning eats the quota that the others
-    need.
+    """ONNX Runtime's own session for a CPU; threads that wait do not spin, because spinning eats
+    the quota that the others need.
     """
     import onnxruntime
 
@@ -21,3 +98,39 @@ def open_session(path: Path, *, threads: int) -> Any:
     return onnxruntime.InferenceSession(
         str(path), sess_options=options, providers=["CPUExecutionProvider"]
     )
+
+
+def openvino_settings(precision: Precision, *, threads: int) -> dict[str, Any]:
+    """How OpenVINO works on a share of a node: its own defaults are made for a whole machine."""
+    return {
+        "PERFORMANCE_HINT": "LATENCY",
+        "NUM_STREAMS": 1,
+        "INFERENCE_NUM_THREADS": threads,
+        # Pinned threads of two pods would sit on the same cores.
+        "ENABLE_CPU_PINNING": False,
+        "INFERENCE_PRECISION_HINT": _OPENVINO_TYPES[precision],
+        # Activations are quantized where the graph says so, and nowhere else.
+        "DYNAMIC_QUANTIZATION_GROUP_SIZE": 0,
+    }
+
+
+def import_openvino() -> Any:
+    """OpenVINO, without the package by which it and NNCF report each import to their makers."""
+    sys.modules.setdefault("openvino_telemetry", None)  # type: ignore[arg-type]  # "not installed"
+    try:
+        import openvino
+    except ImportError as error:
+        raise PackageMissing(
+            f"OpenVINO is not installed here ({error}); install kompakt[openvino], or use the image"
+            " of Kompakt's jobs"
+        ) from error
+    return openvino
+
+
+def runtime_version(runtime: Runtime) -> str:
+    """Name and version of what computes an artifact's answers."""
+    if runtime == "OpenVino":
+        return f"openvino {import_openvino().__version__}"
+    import onnxruntime
+
+    return f"onnxruntime {onnxruntime.__version__}"
