@@ -156,6 +156,11 @@ BAD_POLICIES = [
     ("serving.target", "cloud", "serving.target must be the name of one of targets"),
     ("data.evaluation.labelField", ..., "accuracy needs labels: set labelField"),
     ("data.goldenSet", {"uri": "s3://x/y.jsonl"}, "the golden set needs labels"),
+    (
+        "data.evaluation.sliceWeights",
+        [{"field": "colour", "value": "red", "weightPermille": 2000}],
+        "the field of a slice weight must be one of sliceFields",
+    ),
     ("gates.0.slice", "colour", "slice must be one of data.evaluation.sliceFields"),
     ("store", {}, "exactly one of uri and persistentVolumeClaim"),
     ("store.uri", "s3://models", "exactly one of uri and persistentVolumeClaim"),

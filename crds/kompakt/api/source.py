@@ -28,8 +28,28 @@ class ModelSource(Model):
     """Longer inputs are truncated to this many tokens, in measurements and when serving."""
 
 
+class SliceWeight(Model):
+    """How much oftener than the others the texts of a slice are drawn."""
+
+    field: FieldName
+    """One of sliceFields."""
+    value: Annotated[str, Field(max_length=63)]
+    """Its value."""
+    weight_permille: Annotated[int, Field(ge=1, le=1_000_000)]
+    """2000 is twice as often; texts of slices without a weight have 1000."""
+
+
 class DataSource(Model):
     """Labelled or unlabelled text: JSON Lines or CSV, one example a line."""
+
+    cel_rules: ClassVar[tuple[Cel, ...]] = (
+        Cel(
+            "!has(self.sliceWeights) || self.sliceWeights.all(w,"
+            " has(self.sliceFields) && w.field in self.sliceFields)",
+            "the field of a slice weight must be one of sliceFields",
+            ".sliceWeights",
+        ),
+    )
 
     uri: Uri
     """A file of JSON Lines (`.jsonl`) or CSV (`.csv`): `pvc://claim/path`, `s3://…`, `file:///…`
@@ -46,6 +66,11 @@ class DataSource(Model):
     slice_fields: Annotated[list[FieldName], Field(max_length=8), ListType("set")] = []
     """Fields whose values divide the data into slices that are reported, and may be gated, one by
     one."""
+    slice_weights: Annotated[
+        list[SliceWeight], Field(max_length=32), ListType("map", ("field", "value"))
+    ] = []
+    """Where the model must be good: of training and calibration data, these slices are drawn more
+    often. A text of several has the product of their weights."""
     limit: Annotated[int, Field(ge=1, le=10_000_000)] | None = None
     """Take a seeded sample of this many examples."""
 

@@ -69,6 +69,21 @@ def test_a_sample_is_seeded_and_keeps_the_order(tmp_path: Path) -> None:
     assert read(plain, seed=1).digest == read(plain.evolve(limit=None)).digest
 
 
+def test_slices_have_their_weights(tmp_path: Path) -> None:
+    """A text's weight is the product of its slices' weights, and a sample follows it."""
+    lines = [
+        json.dumps({"review": f"r{i}", "stars": 1, "shop": "a" if i % 10 else "b"})
+        for i in range(1000)
+    ]
+    (tmp_path / "a.jsonl").write_text("\n".join(lines))
+    weight = {"field": "shop", "value": "b", "weightPermille": 9000}
+    weighted = source(f"file://{tmp_path}/a.jsonl", sliceWeights=[weight])
+    assert {e.slices["shop"]: e.weight for e in read(weighted).examples} == {"a": 1.0, "b": 9.0}
+    samples = [read(weighted.evolve(limit=100), seed=seed).examples for seed in range(8)]
+    drawn = sum(example.slices["shop"] == "b" for sample in samples for example in sample)
+    assert 37 < drawn / len(samples) < 49  # 44 by the exponential keys; unweighted it would be 10
+
+
 def test_a_sample_larger_than_the_data_is_the_data(tmp_path: Path) -> None:
     """`limit` above the number of examples takes all of them."""
     assert len(read(source(jsonl(tmp_path / "a.jsonl", [*ROWS]), limit=1000)).examples) == 10

@@ -8,7 +8,6 @@ what serves today, and it answers faster there than in torch.
 
 from __future__ import annotations
 
-import random
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -16,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from kompakt.jobs.data.examples import Dataset
+from kompakt.jobs.data.examples import Dataset, draw
 from kompakt.jobs.evaluate.classifier import Logits
 from kompakt.jobs.models.text import length_batches, pad
 
@@ -60,10 +59,8 @@ class TrainingData:
         self.__dict__.pop("encodings", None)
 
     def order(self) -> list[int]:
-        """All indices in a random order that follows from the seed."""
-        indices = list(range(len(self)))
-        random.Random(self.seed).shuffle(indices)
-        return indices
+        """All indices in a random order that follows from the seed, weighted slices earlier."""
+        return draw(self.dataset.examples, seed=self.seed)
 
     def batches(self, indices: Sequence[int], size: int) -> Iterator[Batch]:
         """Batches of about equal length, the shortest first."""

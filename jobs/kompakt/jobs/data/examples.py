@@ -9,6 +9,8 @@ whatever else the file holds, and equal texts never sit on both sides.
 from __future__ import annotations
 
 import hashlib
+import math
+import random
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 
@@ -27,6 +29,8 @@ class Example:
     label: str | int | None = None
     """As written in the file: a label's name or its index; None where there is none."""
     slices: dict[str, str] = field(default_factory=dict)
+    weight: float = 1.0
+    """How much oftener than others it is drawn."""
     line: int = 0
     """Where in the file it stands, for error messages."""
 
@@ -44,6 +48,26 @@ class Dataset:
     def texts(self) -> list[str]:
         """The texts alone."""
         return [example.text for example in self.examples]
+
+
+def draw(examples: Sequence[Example], *, seed: int) -> list[int]:
+    """All indices in a random order in which those of twice the weight come twice as early.
+
+    Weighted sampling without replacement by exponential keys (Efraimidis & Spirakis 2006,
+    Information Processing Letters 97:181-185): any number of them from the start is a sample.
+    """
+    rng = random.Random(seed)
+    indices = list(range(len(examples)))
+    if all(example.weight == 1.0 for example in examples):
+        rng.shuffle(indices)
+        return indices
+    keys = [draw_key(rng.random(), example.weight) for example in examples]
+    return sorted(indices, key=keys.__getitem__)
+
+
+def draw_key(uniform: float, weight: float) -> float:
+    """What a sample without replacement is ordered by, from a number in [0, 1): smallest first."""
+    return -math.log1p(-uniform) / weight
 
 
 def texts_digest(texts: Iterable[str]) -> Digest:

@@ -13,6 +13,7 @@ import hashlib
 import heapq
 import io
 import json
+import math
 import random
 import zlib
 from collections.abc import Iterator
@@ -22,7 +23,7 @@ from typing_extensions import Buffer, override
 
 from kompakt.api.base import Digest
 from kompakt.api.source import DataSource
-from kompakt.jobs.data.examples import Dataset, Example
+from kompakt.jobs.data.examples import Dataset, Example, draw_key
 from kompakt.jobs.errors import DataInvalid, DigestMismatch, JobError, SourceUnreadable
 from kompakt.jobs.location import CREDENTIALS_HINT, describe, resolve
 
@@ -89,13 +90,19 @@ def _examples(source: DataSource, raw: io.RawIOBase) -> Iterator[Example]:
         if source.label_field is not None:
             value = _value(source, row, "labelField", source.label_field, line)
             label = _label(value, from_csv=from_csv)
+        slices = {
+            name: _slice(_value(source, row, "sliceFields", name, line))
+            for name in source.slice_fields
+        }
         yield Example(
             text=_text(source, _value(source, row, "textField", source.text_field, line), line),
             label=label,
-            slices={
-                name: _slice(_value(source, row, "sliceFields", name, line))
-                for name in source.slice_fields
-            },
+            slices=slices,
+            weight=math.prod(
+                weight.weight_permille / 1000
+                for weight in source.slice_weights
+                if slices.get(weight.field) == weight.value
+            ),
             line=line,
         )
 
@@ -179,7 +186,10 @@ def _sample(examples: Iterator[Example], *, limit: int | None, seed: int) -> lis
     if limit is None:
         return list(examples)
     rng = random.Random(seed)
-    keyed = ((rng.random(), number, example) for number, example in enumerate(examples))
+    keyed = (
+        (draw_key(rng.random(), example.weight), number, example)
+        for number, example in enumerate(examples)
+    )
     chosen = heapq.nsmallest(limit, keyed)
     return [example for _, _, example in sorted(chosen, key=lambda item: item[1])]
 
