@@ -143,6 +143,8 @@ def test_what_is_right_is_taken(dry: Dry, document: dict[str, Any]) -> None:
 def test_the_examples_are_taken(dry: Dry, document: dict[str, Any]) -> None:
     """Everything that ships as an example is accepted, with no unknown field."""
     document["metadata"].pop("namespace", None)
+    # Under a name of its own: a demo may have made those that belong to no namespace.
+    document["metadata"]["name"] = f"dry-{document['metadata']['name']}"
 
     done = dry(document)
 
