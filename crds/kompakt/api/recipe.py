@@ -79,9 +79,10 @@ class Distill(Model):
 class Quantize(Model):
     """Post-training quantization of the exported graph."""
 
-    method: Literal["DynamicInt8", "OpenVinoInt8", "BFloat16"] = "DynamicInt8"
+    method: Literal["DynamicInt8", "StaticInt8", "OpenVinoInt8", "BFloat16"] = "DynamicInt8"
     """DynamicInt8: 8-bit weights, activations quantized as they come, in ONNX Runtime; needs no
     texts.
+    StaticInt8: 8-bit weights and activations, their ranges taken from texts, in ONNX Runtime.
     OpenVinoInt8: 8-bit weights and activations, their ranges taken from texts, in OpenVINO.
     BFloat16: 16 bits, in OpenVINO, on CPUs that compute in bfloat16 (AVX512-BF16, AMX); needs no
     texts."""
@@ -91,12 +92,17 @@ class Quantize(Model):
     reduce_range: Literal["Enabled", "Disabled"] = "Disabled"
     """Int8: 7-bit weights, for CPUs without VNNI, where 8-bit products saturate."""
     samples: Annotated[int, Field(ge=16, le=4096)] = 128
-    """OpenVinoInt8: calibration texts (training texts, where there are none) that ranges are taken
-    from."""
-    smooth_quant_alpha_permille: Annotated[int, Field(ge=0, le=1000)] = 950
-    """OpenVinoInt8: how much of the activations' outliers goes into the weights before both are
-    quantized, the α of SmoothQuant (Xiao et al. 2022, arXiv:2211.10438) in thousandths; 0 leaves
-    them where they are."""
+    """StaticInt8, OpenVinoInt8: calibration texts (training texts, where there are none) that
+    ranges are taken from."""
+    calibration: Literal["MinMax", "Percentile", "Entropy"] = "MinMax"
+    """StaticInt8: what range the integers of a tensor get. MinMax: all values seen. Percentile: all
+    but a share of them. Entropy: what loses least information (Kullback-Leibler divergence)."""
+    clipped_per_million: Annotated[int, Field(ge=1, le=100_000)] = 10
+    """StaticInt8 by Percentile: the share of values that are clipped, both ends together."""
+    smooth_quant_alpha_permille: Annotated[int, Field(ge=0, le=1000)] | None = None
+    """StaticInt8, OpenVinoInt8: how much of the activations' outliers goes into the weights before
+    both are quantized, the α of SmoothQuant (Xiao et al. 2022, arXiv:2211.10438) in thousandths;
+    0 leaves them where they are. When absent, 0 for StaticInt8 and 950 for OpenVinoInt8."""
 
 
 STEP_NAMES = ("trimVocabulary", "prune", "distill", "quantize")

@@ -58,6 +58,7 @@ METHODS = {
     "DynamicInt8": Entry(
         "kompakt.jobs.compress.quantize", "DynamicInt8", needs_torch=False, needs_texts=False
     ),
+    "StaticInt8": Entry("kompakt.jobs.compress.quantize_static", "StaticInt8", needs_torch=False),
     "OpenVinoInt8": Entry(_OPENVINO, "OpenVinoInt8", needs_torch=False),
     "BFloat16": Entry(_OPENVINO, "BFloat16", needs_torch=False, needs_texts=False),
 }

@@ -84,19 +84,28 @@ def open_model(folder: Path, manifest: ArtifactManifest, *, threads: int) -> Ses
     )
 
 
-def open_session(path: Path, *, threads: int) -> Any:
+def open_session(model: Path | bytes, *, threads: int, optimized: Path | None = None) -> Any:
     """ONNX Runtime's own session for a CPU; threads that wait do not spin, because spinning eats
     the quota that the others need.
+
+    Args:
+        model: A file, or what would be in it.
+        threads: That one call may use.
+        optimized: Where to write the graph that it really runs.
     """
     import onnxruntime
 
     options = onnxruntime.SessionOptions()
+    if optimized is not None:
+        options.optimized_model_filepath = str(optimized)
     options.intra_op_num_threads = threads
     options.inter_op_num_threads = 1
     options.add_session_config_entry("session.intra_op.allow_spinning", "0")
     options.log_severity_level = 3  # errors; warnings are about fusions that a graph does not offer
     return onnxruntime.InferenceSession(
-        str(path), sess_options=options, providers=["CPUExecutionProvider"]
+        model if isinstance(model, bytes) else str(model),
+        sess_options=options,
+        providers=["CPUExecutionProvider"],
     )
 
 

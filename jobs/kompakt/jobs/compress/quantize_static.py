@@ -1,0 +1,121 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Static int8 for ONNX Runtime: activations get their ranges from calibration texts, once.
+
+Beside dynamic int8 it saves a pass over each activation, and a text's answer does not depend on
+what else is in its batch.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Mapping
+from pathlib import Path
+from tempfile import TemporaryDirectory
+
+import numpy as np
+import onnx
+from typing_extensions import override
+
+from kompakt.api.recipe import Quantize
+from kompakt.jobs.compress.graph import Graph, GraphData
+from kompakt.jobs.compress.products import Constants, Product, plain, products
+from kompakt.jobs.compress.qdq import (
+    Range,
+    smooth,
+    smoothing_factors,
+    write_products,
+    write_tables,
+)
+from kompakt.jobs.compress.ranges import Activations, Extremes
+from kompakt.jobs.compress.steps import GraphStep
+from kompakt.jobs.errors import QuantizationIncomplete
+from kompakt.jobs.models.session import open_session
+from kompakt.jobs.models.text import pad
+
+INTEGER_PRODUCTS = {"MatMulIntegerToFloat", "QLinearMatMul", "MatMulInteger", "QGemm"}
+
+
+class StaticInt8(GraphStep):
+    """The step `quantize` with the method StaticInt8."""
+
+    def __init__(self, parameters: Quantize) -> None:
+        self._parameters = parameters
+
+    @override
+    def apply(self, graph: Graph, target: Path, data: GraphData) -> tuple[Graph, str]:
+        ours = self._parameters
+        model = plain(onnx.load(str(graph.path)))
+        ranges = self._ranges(model, data)
+        chosen = {product.node for product in products(model.graph)}
+        write_products(
+            model,
+            chosen,
+            ranges,
+            per_channel=ours.per_channel == "Enabled",
+            bits=7 if ours.reduce_range == "Enabled" else 8,
+        )
+        tables = write_tables(model)
+        target.mkdir(parents=True, exist_ok=True)
+        made = Graph(target)
+        onnx.save(model, str(made.path))
+        require_integers(made.path, len(chosen), threads=data.threads)
+        said = f"{len(chosen)} matrices and {tables} embedding tables int8"
+        return made, f"{said}, ranges by {ours.calibration}"
+
+    def _ranges(self, model: onnx.ModelProto, data: GraphData) -> dict[str, Range]:
+        """The range of what each product reads; smooths the model in place on the way."""
+        ours = self._parameters
+        found = products(model.graph)
+        tensors = list(dict.fromkeys(product.activations for product in found))
+        names = [entry.name for entry in model.graph.input]
+        feeds = [
+            pad([encoding], pad_id=0, input_names=names)
+            for encoding in data.encodings(ours.samples)
+        ]
+        extremes = Activations(model, tensors, feeds, threads=data.threads).extremes()
+        if ours.smooth_quant_alpha_permille:
+            factors = _factors(
+                model, found, extremes, alpha=ours.smooth_quant_alpha_permille / 1000
+            )
+            renamed = smooth(model, factors)
+            extremes = {renamed[name]: extremes[name].divided(factors[name]) for name in extremes}
+            tensors = [renamed[name] for name in tensors]
+        return Activations(model, tensors, feeds, threads=data.threads).ranges(
+            ours.calibration, extremes, percentile=1 - ours.clipped_per_million / 1e6
+        )
+
+
+def require_integers(path: Path, wanted: int, *, threads: int) -> None:
+    """Looks at the graph that ONNX Runtime really runs: it computes a product in fp32 without a
+    word when a pattern is not one that it knows.
+    """
+    with TemporaryDirectory() as folder:
+        optimized = Path(folder) / "optimized.onnx"
+        open_session(path, threads=threads, optimized=optimized)
+        operators = Counter(node.op_type for node in onnx.load(str(optimized)).graph.node)
+    found = sum(operators[name] for name in INTEGER_PRODUCTS)
+    left = operators["DequantizeLinear"]
+    if found != wanted or left:
+        raise QuantizationIncomplete(
+            f"ONNX Runtime runs {found} of {wanted} quantized matrix products in integers, and"
+            f" turns {left} tensors back to fp32; report the model, please"
+        )
+
+
+def _factors(
+    model: onnx.ModelProto,
+    found: list[Product],
+    extremes: Mapping[str, Extremes],
+    *,
+    alpha: float,
+) -> dict[str, np.ndarray]:
+    """For each tensor, from all matrices that it meets."""
+    constants = Constants(model.graph)
+    peaks: dict[str, np.ndarray] = {}
+    for product in found:
+        peak = np.abs(constants.value(product.weight)).max(axis=1)
+        known = peaks.get(product.activations, peak)
+        peaks[product.activations] = np.maximum(known, peak)
+    return {
+        name: smoothing_factors(extremes[name].peaks, peak, alpha) for name, peak in peaks.items()
+    }
