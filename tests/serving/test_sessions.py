@@ -120,3 +120,16 @@ def test_both_files_of_a_model_are_needed(folders: tuple[Path, Path], name: str)
     path.write_bytes(manifest.evolve(files=kept).canonical())
     with pytest.raises(ArtifactError, match=rf"{name} is missing"):
         load_artifact(folders[1])
+
+
+def test_scores_are_calibrated_and_labels_are_not(make_artifact: MakeArtifact) -> None:
+    """The manifest's temperature divides the logits: scores are milder, in the same order."""
+    plain, mild = make_artifact("plain"), make_artifact("mild")
+    path = mild / "variant.json"
+    manifest = ArtifactManifest.model_validate_json(path.read_bytes())
+    path.write_bytes(manifest.evolve(temperature_micros=2_500_000).canonical())
+    first, second = (Classifier(load_artifact(folder)).classify(TEXTS) for folder in (plain, mild))
+    assert first.labels == second.labels
+    powers = first.scores.astype(float) ** (1 / 2.5)
+    expected = powers / powers.sum(axis=1, keepdims=True)
+    np.testing.assert_allclose(second.scores, expected, atol=1e-5)

@@ -69,6 +69,8 @@ class ArtifactManifest(Model):
     precision: Precision = "Float32"
     """What OpenVINO computes in where the model is not quantized. Always told to it: left alone, it
     takes bfloat16 on CPUs that have it, and the same file answers otherwise from node to node."""
+    temperature_micros: Annotated[int, Field(ge=50_000, le=20_000_000)] | None = None
+    """What logits are divided by before they become scores, in millionths; 1 when absent."""
     source_digest: Digest
     """Checkpoint that everything was derived from."""
     parent_digest: Digest | None = None

@@ -99,13 +99,24 @@ class Quantize(Model):
     but a share of them. Entropy: what loses least information (Kullback-Leibler divergence)."""
     clipped_per_million: Annotated[int, Field(ge=1, le=100_000)] = 10
     """StaticInt8 by Percentile: the share of values that are clipped, both ends together."""
-    smooth_quant_alpha_permille: Annotated[int, Field(ge=0, le=1000)] | None = None
+    smooth_quant_alpha_permille: Annotated[int, Field(ge=0, le=1000)] = 950
     """StaticInt8, OpenVinoInt8: how much of the activations' outliers goes into the weights before
     both are quantized, the α of SmoothQuant (Xiao et al. 2022, arXiv:2211.10438) in thousandths;
-    0 leaves them where they are. When absent, 0 for StaticInt8 and 950 for OpenVinoInt8."""
+    0 leaves them where they are."""
 
 
-STEP_NAMES = ("trimVocabulary", "prune", "distill", "quantize")
+class Calibrate(Model):
+    """Temperature scaling (Guo et al. 2017, arXiv:1706.04599): the scores are made to say how often
+    a label is right. No label changes.
+    """
+
+    examples: Annotated[int, Field(ge=50, le=100_000)] = 1000
+    """Labelled texts that it looks at, at most: of data.calibration where that has a labelField,
+    else of data.training, and then none of the other steps sees them. Texts that the original was
+    trained on make every model look surer than it may be."""
+
+
+STEP_NAMES = ("trimVocabulary", "prune", "distill", "quantize", "calibrate")
 """What a recipe calls the members of a step."""
 _ALL_STEPS = f"{', '.join(STEP_NAMES[:-1])} and {STEP_NAMES[-1]}"
 
@@ -128,12 +139,14 @@ class Step(Model):
     """Train the smaller model towards the original."""
     quantize: Quantize | None = None
     """Use fewer bits."""
+    calibrate: Calibrate | None = None
+    """Set the scores right."""
 
 
 class SearchRange(Model):
     """Values of one parameter that a search may try instead of the one in the step."""
 
-    step: Literal["trimVocabulary", "prune", "distill", "quantize"]
+    step: Literal["trimVocabulary", "prune", "distill", "quantize", "calibrate"]
     """Step of the recipe that the parameter belongs to."""
     parameter: FieldName
     """Name of an integer parameter of that step, as written in the recipe."""
@@ -164,8 +177,16 @@ class CompressionRecipeSpec(Model):
     cel_rules: ClassVar[tuple[Cel, ...]] = (
         Cel(
             "self.steps.all(s, !has(s.quantize))"
-            " || has(self.steps[self.steps.size() - 1].quantize)",
-            "quantize works on the exported graph, so it must be the last step",
+            " || has(self.steps[self.steps.size() - 1].quantize)"
+            " || (self.steps.size() > 1 && has(self.steps[self.steps.size() - 2].quantize)"
+            " && has(self.steps[self.steps.size() - 1].calibrate))",
+            "quantize works on the exported graph, so only calibrate may follow it",
+            ".steps",
+        ),
+        Cel(
+            "self.steps.all(s, !has(s.calibrate))"
+            " || has(self.steps[self.steps.size() - 1].calibrate)",
+            "calibrate is about the finished model, so it must be the last step",
             ".steps",
         ),
         Cel(

@@ -41,7 +41,7 @@ class Prediction:
 
     labels: list[str]
     scores: NDArray[np.float32]
-    """Softmax over the logits, [texts, labels]."""
+    """Softmax over the logits, calibrated where the artifact says how, [texts, labels]."""
 
 
 class Classifier:
@@ -61,6 +61,8 @@ class Classifier:
         self._tokenizer.enable_truncation(self.max_length)
         # Checkpoints for sentence similarity come with padding to a fixed length: pure waste here.
         self._tokenizer.no_padding()
+        # Of the scores alone: it never changes which is best.
+        self._temperature = np.float32((manifest.temperature_micros or 1_000_000) / 1e6)
         self._model_name = artifact.model_path.name
         self._session = open_session(artifact, threads=threads)
 
@@ -79,7 +81,7 @@ class Classifier:
                 raise NoTokensError(index)
             logits = self._session.run(ids, encoding.type_ids)
             best = int(logits.argmax())
-            weights = np.exp(logits - logits[best])
+            weights = np.exp((logits - logits[best]) / self._temperature)
             total = float(weights.sum())
             if not math.isfinite(total):
                 raise ArithmeticError(f"the model's logits for text {index} are not finite")

@@ -117,7 +117,6 @@ def graph_data(checkpoint_of: Callable[[str], Path]) -> GraphData:
         tokenizer=checkpoint_of("bert") / "tokenizer.json",
         max_sequence_length=40,
         texts=[" ".join(rng.choice(WORDS, size=rng.integers(1, 30))) for _ in range(64)],
-        seed=0,
         threads=1,
     )
 

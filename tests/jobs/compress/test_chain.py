@@ -6,6 +6,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 
 from kompakt.api.job import CompressTask, ImportResult, ImportTask
@@ -22,6 +23,7 @@ from kompakt.jobs.task import Workplace
 PRUNE: dict[str, Any] = {"prune": {"ffnKeepPermille": 500, "samples": 16}}
 DISTILL: dict[str, Any] = {"distill": {"examples": 64, "learningRateMicros": 50}}
 QUANTIZE: dict[str, Any] = {"quantize": {}}
+CALIBRATE: dict[str, Any] = {"calibrate": {"examples": 60}}
 OPENVINO: dict[str, Any] = {"quantize": {"method": "OpenVinoInt8", "samples": 16}}
 
 Places = Callable[[], Workplace]
@@ -123,6 +125,47 @@ def test_a_recipe_for_openvino_makes_an_artifact_for_it(
     trained = compress(task(OPENVINO), place())
     assert calibrated.artifact_digest != trained.artifact_digest
     assert compress(task(OPENVINO), place()).artifact_digest == trained.artifact_digest
+
+
+@pytest.mark.parametrize("quantize", ["DynamicInt8", "OpenVinoInt8"])
+def test_scores_are_set_right_at_the_end(
+    task: Callable[..., CompressTask], place: Places, workshop: Any, quantize: str
+) -> None:
+    """The temperature goes into the manifest, and whoever asks for logits gets them divided by it;
+    without the step there is none.
+    """
+    source = {"uri": workshop.data("labelled.jsonl", 200, seed=8), "labelField": "label"}
+    step: dict[str, Any] = {"quantize": {"method": quantize, "samples": 16}}
+    answers = {}
+    for name, steps in (("plain", [step]), ("calibrated", [step, CALIBRATE])):
+        made = place()
+        result = compress(task(*steps, training=None, calibration=source), made)
+        folder = made.scratch / "check"
+        manifest = made.store.get_artifact(result.artifact_digest, folder)
+        answers[name] = (manifest, Classifier(folder, threads=1).answer("a good film"))
+    assert answers["plain"][0].temperature_micros is None
+    micros = answers["calibrated"][0].temperature_micros
+    assert micros is not None
+    # The tiny model guesses: no score of it is worth much.
+    assert micros > 2_000_000
+    np.testing.assert_allclose(
+        answers["calibrated"][1] * micros / 1e6, answers["plain"][1], rtol=1e-5
+    )
+    assert [file.digest for file in answers["plain"][0].files] == [
+        file.digest for file in answers["calibrated"][0].files
+    ]
+
+
+def test_texts_that_scores_are_fitted_on_are_not_trained_on(
+    task: Callable[..., CompressTask], place: Places, workshop: Any
+) -> None:
+    """With calibrate, the steps before it see fewer texts: their results are others."""
+    source = {"uri": workshop.data("training.jsonl", 300, seed=9), "labelField": "label"}
+    compress(task(PRUNE, training=source), place())
+    fresh = place()
+    compress(task(PRUNE, CALIBRATE, training=source), fresh)
+    assert "resumedAfterSteps" not in fresh.details
+    assert fresh.details["calibrate"]["examples"] == 60
 
 
 def test_calibration_needs_data(task: Callable[..., CompressTask], place: Places) -> None:
@@ -269,8 +312,11 @@ def test_a_pruned_model_is_a_source_like_any_other(
 @pytest.mark.parametrize(
     ("steps", "message"),
     [
-        ([QUANTIZE, PRUNE], "quantize works on the exported graph, so it must be the last step"),
-        ([{}], "exactly one of .*, quantize; this one is none"),
+        (
+            [QUANTIZE, PRUNE],
+            "quantize works on the exported graph, so only calibrate may follow it",
+        ),
+        ([{}], "exactly one of .*, quantize, calibrate; this one is none"),
         ([PRUNE | QUANTIZE], "this one is prune and quantize"),
     ],
     ids=["order", "empty", "two at once"],

@@ -99,8 +99,8 @@ def test_products_are_computed_as_numpy_does_from_the_integers() -> None:
     expected = rounded @ (integers * scales) + bias
     np.testing.assert_allclose(run(model, x=x), expected, atol=1e-5)
     model.opset_import[0].version = 19  # the first that ONNX's reference knows these operators in
-    reference = ReferenceEvaluator(model).run(None, {"x": x})[0]
-    np.testing.assert_allclose(reference, expected, atol=1e-5)
+    (reference,) = ReferenceEvaluator(model).run(None, {"x": x})
+    np.testing.assert_allclose(np.asarray(reference), expected, atol=1e-5)
     assert {t.data_type for t in model.graph.initializer if t.dims == [8, 5]} == {TensorProto.INT8}
 
 

@@ -29,10 +29,10 @@ from kompakt.api.recipe import Step
 from kompakt.api.source import DataSource
 from kompakt.jobs.artifact import count_parameters, describe_variant
 from kompakt.jobs.compress.graph import Graph, GraphData
-from kompakt.jobs.compress.steps import entry_of, graph_step, name_of, split, torch_step
+from kompakt.jobs.compress.sources import Texts, choose, gather
+from kompakt.jobs.compress.steps import graph_step, name_of, split, torch_step
 from kompakt.jobs.data.examples import Dataset, known_labels
-from kompakt.jobs.data.reader import read
-from kompakt.jobs.errors import Failed, JobError, StepInvalid
+from kompakt.jobs.errors import Failed, JobError
 from kompakt.jobs.evaluate.classifier import Classifier
 from kompakt.jobs.evaluate.predictions import logits_of
 from kompakt.jobs.progress import say
@@ -57,23 +57,21 @@ def compress(task: CompressTask, place: Workplace) -> CompressResult:
     """Runs the steps and stores the artifact."""
     started = time.monotonic()
     torch_steps, graph_steps = split(task.steps)
-    source = _source(task, torch_steps, task.training, task.calibration)
-    calibration = _source(task, graph_steps, task.calibration, task.training)
+    sources = choose(task, torch_steps, graph_steps)
     baseline = place.scratch / "baseline"
     artifact = place.scratch / "artifact"
     artifact.mkdir()
     with place.stage("fetch"):
         manifest = place.store.get_artifact(task.baseline_digest, baseline)
-        dataset = None if source is None else read(source, seed=task.seed)
-        texts: Dataset | None = dataset
-        if calibration != source:
-            texts = None if calibration is None else read(calibration, seed=task.seed)
+        texts = gather(sources, labels=manifest.labels, seed=task.seed)
     notes: list[str] = []
     graph = Graph(baseline)
-    if source is not None and dataset is not None:
+    if sources.training is not None and texts.training is not None:
         graph = Graph(place.scratch / "exported")
         graph.folder.mkdir()
-        chain = _Chain(task, place, manifest=manifest, source=source, dataset=dataset)
+        chain = _Chain(
+            task, place, manifest=manifest, source=sources.training, dataset=texts.training
+        )
         notes += chain.run(torch_steps, graph.path)
         chain.data.tokenizer.save(str(artifact / TOKENIZER_NAME), pretty=False)
     else:
@@ -82,8 +80,8 @@ def compress(task: CompressTask, place: Workplace) -> CompressResult:
     data = GraphData(
         tokenizer=artifact / TOKENIZER_NAME,
         max_sequence_length=manifest.max_sequence_length,
-        texts=[] if texts is None else texts.texts,
-        seed=task.seed,
+        texts=texts.drawn(seed=task.seed),
+        labelled=texts.labelled,
         threads=place.threads,
         details=place.details,
     )
@@ -100,9 +98,10 @@ def compress(task: CompressTask, place: Workplace) -> CompressResult:
             manifest,
             runtime=graph.runtime,
             precision=graph.precision,
+            temperature_micros=graph.temperature_micros,
             parent_digest=task.baseline_digest,
             recipe=task.recipe,
-            steps_digest=_steps_digest(task, dataset, texts),
+            steps_digest=_steps_digest(task, texts),
         )
         _check_answers(artifact, labels=len(manifest.labels), threads=place.threads)
         digest = place.store.put_artifact(artifact, made)
@@ -258,29 +257,14 @@ class _Chain:
         return self._place.store.put_checkpoint(folder, names)
 
 
-def _source(
-    task: CompressTask, steps: list[Step], first: DataSource | None, second: DataSource | None
-) -> DataSource | None:
-    """Where the texts for these steps come from; nothing when none of them needs any."""
-    needy = [step for step in steps if entry_of(step).needs_texts]
-    if not needy:
-        return None
-    if first is None and second is None:
-        role = "training" if entry_of(needy[0]).needs_torch else "calibration"
-        raise StepInvalid(
-            f"the step {name_of(needy[0])} of the recipe {task.recipe} needs texts: set data.{role}"
-        )
-    return first or second
-
-
-def _steps_digest(task: CompressTask, *data: Dataset | None) -> Digest:
+def _steps_digest(task: CompressTask, texts: Texts) -> Digest:
     """What an artifact was made by, beside its parent."""
     return sha256_digest(
         canonical_json(
             {
                 "version": STEPS_VERSION,
                 "steps": [step.to_wire() for step in task.steps],
-                "data": [None if dataset is None else dataset.digest for dataset in data],
+                "data": texts.digests,
                 "seed": task.seed,
             }
         )

@@ -5,17 +5,19 @@ here.
 
 from __future__ import annotations
 
-import random
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
+
 from kompakt.api.artifact import MODEL_FILES, Precision
 from kompakt.api.base import Runtime
 from kompakt.jobs.errors import StepInvalid
-from kompakt.jobs.models.text import open_tokenizer
+from kompakt.jobs.models.session import Logits, open_files
+from kompakt.jobs.models.text import open_tokenizer, pad
 
 if TYPE_CHECKING:
     from tokenizers import Encoding, Tokenizer
@@ -31,11 +33,21 @@ class Graph:
     folder: Path
     runtime: Runtime = "OnnxRuntime"
     precision: Precision = "Float32"
+    temperature_micros: int | None = None
+    """What the scores are made milder by, when it is not 1."""
 
     @property
     def path(self) -> Path:
         """The file to open."""
         return self.folder / MODEL_FILES[self.runtime][0]
+
+
+@dataclass(frozen=True)
+class Labelled:
+    """A text and its label's index."""
+
+    text: str
+    label: int
 
 
 @dataclass(frozen=True)
@@ -45,23 +57,39 @@ class GraphData:
     tokenizer: Path
     max_sequence_length: int
     texts: Sequence[str]
-    """Of the calibration source; empty where no step asks for any."""
-    seed: int
+    """Of the calibration source, in the order in which they are drawn; empty where no step asks for
+    any."""
     threads: int
+    labelled: Sequence[Labelled] = ()
+    """Texts that nothing was trained on; empty where no step asks for any."""
     details: dict[str, Any] = field(default_factory=dict)
     """Goes into the report."""
 
     def encodings(self, samples: int) -> list[Encoding]:
-        """So many of the texts, drawn at random, tokenized; empty ones left out."""
-        order = list(range(len(self.texts)))
-        random.Random(self.seed).shuffle(order)
-        drawn = [self.texts[index] for index in order if self.texts[index].strip()][:samples]
+        """The first so many of the texts, tokenized; empty ones left out."""
+        drawn = [text for text in self.texts if text.strip()][:samples]
         if len(drawn) < FEWEST_TEXTS:
             raise StepInvalid(
                 f"quantize needs at least {FEWEST_TEXTS} texts to calibrate with, data.calibration"
                 f" has {len(drawn)}; name more texts there"
             )
         return self._tokenizer.encode_batch(drawn)
+
+    def logits(self, graph: Graph, texts: Sequence[str]) -> Logits:
+        """What a model answers, [texts, labels], one text at a time as a server asks it."""
+        session = open_files(
+            graph.path,
+            graph.runtime,
+            graph.precision,
+            longest=self.max_sequence_length,
+            threads=self.threads,
+        )
+        encodings = self._tokenizer.encode_batch(list(texts))
+        rows = [
+            session.run(pad([encoding], pad_id=0, input_names=session.input_names))
+            for encoding in encodings
+        ]
+        return np.concatenate(rows)
 
     @cached_property
     def _tokenizer(self) -> Tokenizer:

@@ -38,7 +38,8 @@ class Range:
     def parameters(self) -> tuple[np.float32, np.uint8]:
         """Scale and zero point of unsigned 8-bit integers over this range, zero included."""
         low, high = min(self.low, 0.0), max(self.high, 0.0)
-        scale = np.float32(max(high - low, np.finfo(np.float32).tiny * _LEVELS) / _LEVELS)
+        smallest = float(np.finfo(np.float32).tiny)
+        scale = np.float32(max((high - low) / _LEVELS, smallest))
         zero = np.clip(np.rint(-low / scale), 0, _LEVELS)
         return scale, np.uint8(zero)
 
@@ -198,8 +199,10 @@ def _dequantized(
         constants.add(f"{name}_scale", scales),
         constants.add(f"{name}_zero", np.zeros_like(scales, dtype=np.int8)),
     ]
-    settings = {"axis": 1} if scales.ndim else {}
-    return helper.make_node("DequantizeLinear", inputs, [name], name=name, **settings)
+    node = helper.make_node("DequantizeLinear", inputs, [name], name=name)
+    if scales.ndim:
+        node.attribute.append(helper.make_attribute("axis", 1))
+    return node
 
 
 def _replace(graph: onnx.GraphProto, nodes: list[onnx.NodeProto]) -> None:

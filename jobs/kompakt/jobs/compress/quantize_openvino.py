@@ -31,8 +31,6 @@ from kompakt.jobs.models.session import import_openvino, openvino_settings
 from kompakt.jobs.models.text import pad
 
 SMALL_TYPES = {"i8", "u8"}
-ALPHA_PERMILLE = 950
-"""Of SmoothQuant, unless the recipe says otherwise: what NNCF takes for transformers."""
 
 
 class OpenVinoInt8(GraphStep):
@@ -74,8 +72,7 @@ class OpenVinoInt8(GraphStep):
 
     def _advanced(self, nncf: Any) -> Any:
         ours = self._parameters
-        permille = ours.smooth_quant_alpha_permille
-        alpha = (ALPHA_PERMILLE if permille is None else permille) / 1000
+        alpha = ours.smooth_quant_alpha_permille / 1000
         return nncf.AdvancedQuantizationParameters(
             smooth_quant_alphas=nncf.AdvancedSmoothQuantParameters(matmul=alpha or -1),
             overflow_fix=nncf.OverflowFix.ENABLE if ours.reduce_range == "Enabled" else None,

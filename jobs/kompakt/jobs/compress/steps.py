@@ -47,6 +47,7 @@ class Entry:
     name: str
     needs_torch: bool
     needs_texts: bool = True
+    """Any texts; the labelled ones of `calibrate` are another matter."""
 
     def make(self, parameters: object) -> Any:
         """The step with its parameters."""
@@ -68,6 +69,9 @@ STEPS = {
     "prune": Entry("kompakt.jobs.compress.prune", "PruneFeedForward", needs_torch=True),
     "distill": Entry("kompakt.jobs.compress.distill", "DistillLogits", needs_torch=True),
     "quantize": METHODS["DynamicInt8"],
+    "calibrate": Entry(
+        "kompakt.jobs.compress.temperature", "Temperature", needs_torch=False, needs_texts=False
+    ),
 }
 """By what a recipe calls them (`kompakt.api.recipe.STEP_NAMES`)."""
 
@@ -86,10 +90,14 @@ def name_of(step: Step) -> str:
 def split(steps: list[Step]) -> tuple[list[Step], list[Step]]:
     """The torch steps, and the graph steps that follow them."""
     torch_steps = [step for step in steps if STEPS[name_of(step)].needs_torch]
-    graph_steps = [step for step in steps if not STEPS[name_of(step)].needs_torch]
-    if steps != torch_steps + graph_steps:
-        raise StepInvalid("quantize works on the exported graph, so it must be the last step")
-    return torch_steps, graph_steps
+    quantize = [step for step in steps if step.quantize is not None]
+    calibrate = [step for step in steps if step.calibrate is not None]
+    if steps != torch_steps + quantize + calibrate:
+        raise StepInvalid(
+            "quantize works on the exported graph, so only calibrate may follow it; calibrate is"
+            " about the finished model, so it must be the last step"
+        )
+    return torch_steps, quantize + calibrate
 
 
 def entry_of(step: Step) -> Entry:

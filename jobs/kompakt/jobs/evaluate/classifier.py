@@ -50,6 +50,7 @@ class Classifier:
             folder / MODEL_NAME, QUANTIZES_AT_RUN_TIME
         )
         self._batch = 1 if one_by_one else BATCH
+        self._temperature = np.float32((manifest.temperature_micros or 1_000_000) / 1e6)
 
     def warm_up(self) -> None:
         """Runs every length that a runtime prepares for, as a server does before it is ready."""
@@ -61,7 +62,7 @@ class Classifier:
             self._session.run(batch)
 
     def answer(self, text: str) -> Logits:
-        """The logits of one text, tokenization included."""
+        """The logits of one text, as its scores are made of them; tokenization included."""
         logits: Logits = self._run([self._tokenizer.encode(text)])[0]
         return logits
 
@@ -82,7 +83,9 @@ class Classifier:
 
     def _run(self, encodings: Sequence[Encoding]) -> Logits:
         # What fills a batch up is masked, so any id will do.
-        return self._session.run(pad(encodings, pad_id=0, input_names=self._session.input_names))
+        feed = pad(encodings, pad_id=0, input_names=self._session.input_names)
+        logits: Logits = self._session.run(feed) / self._temperature
+        return logits
 
 
 def _mentions(path: Path, name: bytes) -> bool:

@@ -73,15 +73,22 @@ class OpenVinoSession(Session):
 
 def open_model(folder: Path, manifest: ArtifactManifest, *, threads: int) -> Session:
     """The model of an artifact in a folder."""
-    path = folder / MODEL_FILES[manifest.runtime][0]
-    if manifest.runtime == "OnnxRuntime":
-        return OnnxSession(path, threads=threads)
-    return OpenVinoSession(
-        path,
-        precision=manifest.precision,
+    return open_files(
+        folder / MODEL_FILES[manifest.runtime][0],
+        manifest.runtime,
+        manifest.precision,
         longest=manifest.max_sequence_length,
         threads=threads,
     )
+
+
+def open_files(
+    path: Path, runtime: Runtime, precision: Precision, *, longest: int, threads: int
+) -> Session:
+    """A model by its first file, for texts of up to `longest` tokens."""
+    if runtime == "OnnxRuntime":
+        return OnnxSession(path, threads=threads)
+    return OpenVinoSession(path, precision=precision, longest=longest, threads=threads)
 
 
 def open_session(model: Path | bytes, *, threads: int, optimized: Path | None = None) -> Any:

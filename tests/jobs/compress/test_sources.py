@@ -1,0 +1,123 @@
+# SPDX-License-Identifier: Apache-2.0
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from kompakt.api.job import CompressTask
+from kompakt.jobs.compress.sources import choose, gather, hold_out, without
+from kompakt.jobs.compress.steps import split
+from kompakt.jobs.data.examples import Dataset, Example
+from kompakt.jobs.errors import StepInvalid
+
+DIGEST = "sha256:" + "0" * 64
+LABELS = ["negative", "neutral", "positive"]
+PRUNE: dict[str, Any] = {"prune": {"samples": 16}}
+CALIBRATE: dict[str, Any] = {"calibrate": {"examples": 60}}
+
+
+def task(*steps: dict[str, Any], **sources: Any) -> CompressTask:
+    """A task over some sources."""
+    return CompressTask.model_validate(
+        {
+            "recipe": "test",
+            "checkpointDigest": DIGEST,
+            "baselineDigest": DIGEST,
+            "steps": list(steps),
+        }
+        | sources
+    )
+
+
+def dataset(texts: list[str]) -> Dataset:
+    """All of them with a label."""
+    examples = tuple(Example(text=text, label=LABELS[len(text) % 3]) for text in texts)
+    return Dataset(uri="file:///x", digest=DIGEST, examples=examples)
+
+
+@given(st.lists(st.text(min_size=1).filter(str.strip), min_size=120, max_size=200), st.data())
+def test_nothing_is_both_trained_on_and_fitted_on(texts: list[str], data: st.DataObject) -> None:
+    """Also where a text stands twice; and the same texts are held out in whatever order."""
+    whole = dataset(texts)
+    if len(set(texts)) < 50:
+        return
+    held = hold_out(whole, [len(text) % 3 for text in texts], 55)
+    rest = without(whole, held)
+    fitted = {entry.text for entry in held}
+    assert not fitted & set(rest.texts)
+    assert fitted | set(rest.texts) == set(texts)
+    assert rest.digest != whole.digest
+    shuffled = data.draw(st.permutations(texts))
+    again = hold_out(dataset(shuffled), [len(text) % 3 for text in shuffled], 55)
+    assert {entry.text for entry in again} == fitted
+
+
+def test_training_texts_are_held_out_where_calibration_has_no_labels(workshop: Any) -> None:
+    """Calibration texts with labels are taken first: then training loses nothing."""
+    training = {"uri": workshop.data("training.jsonl", 200), "labelField": "label"}
+    unlabelled = {"uri": workshop.data("calibration.jsonl", 150, seed=3)}
+    labelled = unlabelled | {"labelField": "label"}
+    for calibration, kept in ((unlabelled, False), (labelled, True)):
+        given_ = task(PRUNE, CALIBRATE, training=training, calibration=calibration)
+        texts = gather(choose(given_, *split(given_.steps)), labels=LABELS, seed=0)
+        assert texts.training is not None
+        assert (len(texts.training.examples) == 200) is kept
+        assert 50 <= len(texts.labelled) <= 60
+        assert not {e.text for e in texts.labelled} & set(texts.training.texts) or kept
+
+
+def test_a_recipe_without_calibrate_reads_what_it_did(workshop: Any) -> None:
+    """Its training texts and their digest are those of the file."""
+    training = {"uri": workshop.data("training.jsonl", 80), "labelField": "label"}
+    given_ = task(PRUNE, training=training)
+    texts = gather(choose(given_, *split(given_.steps)), labels=LABELS, seed=0)
+    assert texts.labelled == ()
+    assert texts.training is not None
+    assert len(texts.training.examples) == 80
+    assert texts.digests[1:] == [None, None]
+
+
+def test_ranges_are_taken_from_weighted_slices_first(workshop: Any) -> None:
+    """Where the policy says that a model must be good, there are more of the calibration texts."""
+    calibration = {
+        "uri": workshop.data("calibration.jsonl", 300),
+        "sliceFields": ["domain"],
+        "sliceWeights": [{"field": "domain", "value": "short", "weightPermille": 20_000}],
+    }
+    drawn = {}
+    for name, source in (
+        ("weighted", calibration),
+        ("even", {"uri": calibration["uri"]}),
+    ):
+        given_ = task({"quantize": {"method": "StaticInt8"}}, calibration=source)
+        texts = gather(choose(given_, *split(given_.steps)), labels=LABELS, seed=0)
+        order = texts.drawn(seed=0)
+        assert len(order) == 300
+        drawn[name] = sum(len(text) < 40 for text in order[:60])
+    assert drawn["weighted"] > drawn["even"] + 15
+
+
+def test_calibrate_needs_labels_and_enough_of_them(workshop: Any) -> None:
+    """Said before any work, and how many there are."""
+    bare = {"uri": workshop.data("training.jsonl", 200)}
+    without_labels = task(CALIBRATE, training=bare)
+    with pytest.raises(StepInvalid, match="calibrate of the recipe test needs labelled texts"):
+        choose(without_labels, *split(without_labels.steps))
+    few = {"uri": workshop.data("few.jsonl", 60), "labelField": "label"}
+    short = task(CALIBRATE, calibration=few)
+    with pytest.raises(StepInvalid, match=r"at least 50 labelled texts, .* with a label: name"):
+        gather(choose(short, *split(short.steps)), labels=LABELS, seed=0)
+
+
+@pytest.mark.parametrize(
+    "steps",
+    [[CALIBRATE, {"quantize": {}}], [CALIBRATE, PRUNE], [{"quantize": {}}, PRUNE, CALIBRATE]],
+    ids=["before quantize", "before prune", "quantize before prune"],
+)
+def test_calibrate_is_last(steps: list[dict[str, Any]]) -> None:
+    """Whatever comes after it would change the scores again."""
+    with pytest.raises(StepInvalid, match="calibrate is about the finished model"):
+        split(task(*steps).steps)
