@@ -331,8 +331,8 @@ def test_steps_carry_the_parameters() -> None:
     ("ranges", "words"),
     [
         ({"prune__ffnKeepPermille": (20, 2000, 10)}, "prune.ffnKeepPermille"),
-        ({"prune__keep": (20, 200, 10)}, "prune has no integer parameter keep; it has ffnKeep"),
-        ({"prune__importance": (20, 200, 10)}, "prune has no integer parameter importance"),
+        ({"prune__keep": (20, 200, 10)}, "prune sets no integer parameter keep; it sets dropL"),
+        ({"prune__importance": (20, 200, 10)}, "prune sets no integer parameter importance"),
     ],
 )
 def test_wrong_ranges_are_explained(ranges: dict[str, tuple[int, int, int]], words: str) -> None:
@@ -341,6 +341,50 @@ def test_wrong_ranges_are_explained(ranges: dict[str, tuple[int, int, int]], wor
 
     assert problem is not None
     assert words in problem
+
+
+STAGES = CompressionRecipeSpec.model_validate(
+    {
+        "steps": [
+            {"prune": {"ffnKeepPermille": 700}},
+            {"distill": {"examples": 1000}},
+            {"prune": {"ffnKeepPermille": 700}},
+            {"distill": {"examples": 4000}},
+        ],
+        "ranges": [
+            {"step": "prune", "parameter": "ffnKeepPermille", "minimum": 600, "maximum": 700}
+            | {"increment": 100},
+        ],
+    }
+)
+
+
+def test_a_range_is_for_every_step_of_its_name() -> None:
+    """A staged recipe keeps the same share in each stage, and knows which it tried."""
+    space = {"prune-int8": STAGES}
+    first = propose(searching(), space, trials=[], goal=GOAL, run_uid="u")
+    assert first is not None
+    second = propose(searching(), space, trials=[tried(first, 0)], goal=GOAL, run_uid="u")
+    assert second is not None
+    shares = [
+        [step.prune.ffn_keep_permille for step in proposal.steps if step.prune is not None]
+        for proposal in (first, second)
+    ]
+    assert sorted(shares) == [[600, 600], [700, 700]]
+    assert [step.distill.examples for step in second.steps if step.distill] == [1000, 4000]
+    both = [tried(first, 0), tried(second, 1)]
+    assert propose(searching(), space, trials=both, goal=GOAL, run_uid="u") is None
+
+
+def test_stages_that_differ_lie_beside_the_space() -> None:
+    """A recipe's own steps are a trial, but none that the sampler could have proposed."""
+    steps = list(STAGES.steps)
+    steps[2] = resolve(STAGES, [Parameter(step="prune", name="ffnKeepPermille", value=600)])[2]
+    own = Trial(number=0, recipe="prune-int8", origin="Recipe", steps=steps, state="Measuring")
+    assert _told([own], {"prune-int8": STAGES}, GOAL) == []
+    same = own.evolve(steps=list(STAGES.steps))
+    (told,) = _told([same], {"prune-int8": STAGES}, GOAL)
+    assert told.point.values == (700,)
 
 
 def test_a_range_for_a_step_that_is_not_there() -> None:

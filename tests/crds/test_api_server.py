@@ -83,7 +83,9 @@ POLICY: dict[str, Any] = {
     "gates": [{"name": "quality", "maxDropBasisPoints": 150}],
     "serving": {"target": "edge", "gatewayRef": {"name": "public", "namespace": "gateways"}},
 }
-RECIPE: dict[str, Any] = {"steps": [{"prune": {}}, {"distill": {}}, {"quantize": {}}]}
+PRUNE = {"prune": {"ffnKeepPermille": 350}}
+RECIPE: dict[str, Any] = {"steps": [PRUNE, {"distill": {}}, {"quantize": {}}]}
+STAGED: dict[str, Any] = {"steps": [*RECIPE["steps"][:2] * 2, {"quantize": {}}]}
 VARIANT: dict[str, Any] = {
     "digest": DIGEST,
     "store": {"uri": "s3://models/kompakt"},
@@ -109,6 +111,7 @@ def changed(spec: dict[str, Any], path: str, value: Any) -> dict[str, Any]:
 GOOD = [
     manifest("CompressionPolicy", POLICY),
     manifest("CompressionRecipe", RECIPE),
+    manifest("CompressionRecipe", STAGED, "staged"),
     manifest("HardwareProfile", {"nodeLabels": [{"key": "pool", "value": "edge"}]}),
     manifest("ModelVariant", VARIANT),
     manifest(
@@ -127,7 +130,7 @@ def documents(folder: str) -> list[dict[str, Any]]:
     ]
 
 
-@pytest.mark.parametrize("document", GOOD, ids=lambda d: d["kind"])
+@pytest.mark.parametrize("document", GOOD, ids=lambda d: f"{d['kind']}-{d['metadata']['name']}")
 def test_what_is_right_is_taken(dry: Dry, document: dict[str, Any]) -> None:
     """A minimal object of each kind that people write is accepted."""
     done = dry(document)
@@ -184,10 +187,20 @@ BAD_OTHERS = [
     ("CompressionRecipe", {"steps": [{}]}, "a step is exactly one of"),
     (
         "CompressionRecipe",
-        {"steps": [{"quantize": {}}, {"prune": {}}]},
+        {"steps": [{"quantize": {}}, PRUNE]},
         "quantize works on the exported graph, so only calibrate may follow it",
     ),
-    ("CompressionRecipe", {"steps": [{"prune": {}}, {"prune": {}}]}, "may appear once"),
+    (
+        "CompressionRecipe",
+        {"steps": [{"quantize": {}}, {"quantize": {}}]},
+        "each of trimVocabulary, quantize and calibrate may appear once",
+    ),
+    ("CompressionRecipe", {"steps": [{"prune": {}}]}, "prune removes nothing: set ffnKeepPerm"),
+    (
+        "CompressionRecipe",
+        {"steps": [{"prune": {"latencyKeepPermille": 500, "headKeepPermille": 500}}]},
+        "latencyKeepPermille replaces ffnKeepPermille and headKeepPermille",
+    ),
     (
         "CompressionRecipe",
         changed(

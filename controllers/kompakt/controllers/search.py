@@ -134,22 +134,23 @@ def propose(
 
 
 def resolve(recipe: CompressionRecipeSpec, parameters: Sequence[Parameter]) -> list[Step]:
-    """The steps of a recipe with other values for some parameters.
+    """The steps of a recipe with other values for some parameters, in every step of their name.
 
     Raises:
         RecipeError: A parameter is not one of a step, or its value is out of the step's bounds.
     """
     wire = [step.to_wire() for step in recipe.steps]
     for p in parameters:
-        holder = next((step[p.step] for step in wire if p.step in step), None)
-        if holder is None:
+        holders = [step[p.step] for step in wire if p.step in step]
+        if not holders:
             raise RecipeError(f"a range is for {p.step}.{p.name}, but no step is {p.step}")
-        if not isinstance(holder.get(p.name), int):
-            known = ", ".join(sorted(k for k, v in holder.items() if isinstance(v, int)))
-            raise RecipeError(
-                f"{p.step} has no integer parameter {p.name}; it has {known or 'none'}"
-            )
-        holder[p.name] = p.value
+        for holder in holders:
+            if not isinstance(holder.get(p.name), int):
+                known = ", ".join(sorted(k for k, v in holder.items() if isinstance(v, int)))
+                raise RecipeError(
+                    f"{p.step} sets no integer parameter {p.name}; it sets {known or 'none'}"
+                )
+            holder[p.name] = p.value
     try:
         return [Step.model_validate(step) for step in wire]
     except ValidationError as error:
@@ -198,9 +199,11 @@ def _point(trial: Trial, space: Mapping[str, CompressionRecipeSpec]) -> _Point |
     if recipe is None:
         return None
     values: list[int] = []
+    wire = [step.to_wire() for step in trial.steps]
     for r in recipe.ranges:
-        wire = [step.to_wire() for step in trial.steps]
-        value = next((step[r.step].get(r.parameter) for step in wire if r.step in step), None)
+        found = {step[r.step].get(r.parameter) for step in wire if r.step in step}
+        # Steps of one name that differ lie beside the space, as values beside the grid do.
+        value = found.pop() if len(found) == 1 else None
         if not isinstance(value, int) or value not in _grid(r):
             return None
         values.append(value)

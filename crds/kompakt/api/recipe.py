@@ -44,16 +44,28 @@ class TrimVocabulary(Model):
 class Prune(Model):
     """Structured pruning with physical shrink: the pruned rows and columns leave the matrices.
 
-    FFN neurons are ranked over all layers at once by empirical Fisher information, the squared
-    gradient of the loss
-    by a gate on each neuron (Kwon et al. 2022, arXiv:2204.09656, section 4), so that layers keep
-    what they need.
+    Whole layers go first, those that the answers miss least. Then attention heads and FFN neurons
+    are ranked, over all layers at once, so that layers keep what they need. All shares are of the
+    model as the step finds it: a recipe may prune a little, distill, and prune on.
     """
 
-    importance: Literal["Fisher"] = "Fisher"
-    """How neurons are ranked."""
-    ffn_keep_permille: Annotated[int, Field(ge=20, le=1000)] = 350
+    importance: Literal["Fisher", "Movement"] = "Fisher"
+    """How heads and neurons are ranked. Fisher: by the squared gradient of the loss by a gate on
+    each (Kwon et al. 2022, arXiv:2204.09656, section 4). Movement: by where a few steps of training
+    move their weights (Sanh et al. 2020, arXiv:2005.07683)."""
+    ffn_keep_permille: Annotated[int, Field(ge=20, le=1000)] = 1000
     """Share of all FFN neurons that stay."""
+    head_keep_permille: Annotated[int, Field(ge=20, le=1000)] = 1000
+    """Share of all attention heads that stay; each layer keeps at least one."""
+    drop_layers: Annotated[int, Field(ge=0, le=64)] = 0
+    """How many whole layers go."""
+    latency_keep_permille: Annotated[int, Field(ge=20, le=1000)] | None = None
+    """Share of the layers' latency that stays, instead of shares of heads and neurons: how many of
+    which layer follows from the damage that was measured and from a table of latencies, measured
+    with ONNX Runtime on the Job's pod and kept in the store (Kurtic et al. 2023, arXiv:2302.04089).
+    A layer may lose all its heads or neurons."""
+    latency_precision: Literal["Int8", "Fp32"] = "Int8"
+    """Precision of the layers in that table: what the recipe's last steps leave."""
     samples: Annotated[int, Field(ge=16, le=65_536)] = 256
     """Training examples that the importance is estimated from; a text's label is used where it has
     one, the model's own prediction otherwise."""
@@ -119,6 +131,8 @@ class Calibrate(Model):
 STEP_NAMES = ("trimVocabulary", "prune", "distill", "quantize", "calibrate")
 """What a recipe calls the members of a step."""
 _ALL_STEPS = f"{', '.join(STEP_NAMES[:-1])} and {STEP_NAMES[-1]}"
+_ONCE = ("trimVocabulary", "quantize", "calibrate")
+"""The others may be repeated: prune a little, distill, prune on."""
 
 
 class Step(Model):
@@ -134,7 +148,7 @@ class Step(Model):
     trim_vocabulary: TrimVocabulary | None = None
     """Remove tokens."""
     prune: Prune | None = None
-    """Remove neurons."""
+    """Remove heads, neurons and layers."""
     distill: Distill | None = None
     """Train the smaller model towards the original."""
     quantize: Quantize | None = None
@@ -147,7 +161,8 @@ class SearchRange(Model):
     """Values of one parameter that a search may try instead of the one in the step."""
 
     step: Literal["trimVocabulary", "prune", "distill", "quantize", "calibrate"]
-    """Step of the recipe that the parameter belongs to."""
+    """Step of the recipe that the parameter belongs to. Where the recipe has several of that name,
+    all of them get the same value."""
     parameter: FieldName
     """Name of an integer parameter of that step, as written in the recipe."""
     minimum: Annotated[int, Field(ge=0, le=10_000_000)]
@@ -190,8 +205,23 @@ class CompressionRecipeSpec(Model):
             ".steps",
         ),
         Cel(
-            " && ".join(f"self.steps.filter(s, has(s.{n})).size() <= 1" for n in STEP_NAMES),
-            f"each of {_ALL_STEPS} may appear once",
+            " && ".join(f"self.steps.filter(s, has(s.{n})).size() <= 1" for n in _ONCE),
+            f"each of {', '.join(_ONCE[:-1])} and {_ONCE[-1]} may appear once",
+            ".steps",
+        ),
+        # Of recipes, not of steps: a search may come to a step that keeps everything.
+        Cel(
+            "self.steps.all(s, !has(s.prune) || has(s.prune.latencyKeepPermille)"
+            " || s.prune.ffnKeepPermille < 1000 || s.prune.headKeepPermille < 1000"
+            " || s.prune.dropLayers > 0)",
+            "prune removes nothing: set ffnKeepPermille, headKeepPermille, dropLayers or"
+            " latencyKeepPermille",
+            ".steps",
+        ),
+        Cel(
+            "self.steps.all(s, !has(s.prune) || !has(s.prune.latencyKeepPermille)"
+            " || (s.prune.ffnKeepPermille == 1000 && s.prune.headKeepPermille == 1000))",
+            "latencyKeepPermille replaces ffnKeepPermille and headKeepPermille: leave those out",
             ".steps",
         ),
     )

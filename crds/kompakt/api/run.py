@@ -62,7 +62,7 @@ class Parameter(Model):
     """The value of a searched parameter."""
 
     step: FieldName
-    """Step of the recipe."""
+    """Step of the recipe; all of them, where there are several of that name."""
     name: FieldName
     """Parameter of the step."""
     value: Count

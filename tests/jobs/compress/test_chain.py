@@ -82,7 +82,7 @@ def test_a_whole_recipe_makes_an_artifact(
     assert manifest.steps_digest is not None
     assert result.size_bytes == manifest.size_bytes < imported.size_bytes / 2
     assert result.parameters < imported.parameters
-    assert result.summary.startswith("FFN neurons kept by layer ")
+    assert result.summary.startswith("kept FFN neurons ")
     assert result.summary.endswith("embedding tables int8")
     classifier = Classifier(made.scratch / "check", threads=1)
     assert classifier.answer("a good film").shape == (3,)
@@ -224,6 +224,54 @@ def test_a_killed_job_goes_on_where_it_was(
         whole.artifact_digest
     )
     assert third.details["resumedAfterSteps"] == 2
+
+
+def test_stages_prune_on_from_each_other(
+    task: Callable[..., CompressTask], place: Places, tmp_path: Path
+) -> None:
+    """Prune, distill, prune on, distill: each leaves its checkpoint and its part of the report."""
+    prune = {"prune": {"ffnKeepPermille": 500, "headKeepPermille": 500, "samples": 16}}
+    made = place()
+    whole = compress(task(prune, DISTILL, prune, DISTILL, QUANTIZE), made)
+    first, second = (made.details[f"prune {number}"] for number in (1, 2))
+    assert first["headsAfter"] == second["headsBefore"]
+    assert first["neuronsAfter"] == second["neuronsBefore"]
+    assert (sum(first["headsAfter"]), sum(second["headsAfter"])) == (4, 2)
+    assert sum(second["neuronsAfter"]) < sum(first["neuronsAfter"]) < 256
+    assert {"prune 1", "distill 1", "prune 2", "distill 2", "quantize"} <= set(made.seconds)
+    assert {"prune", "distill"}.isdisjoint(made.details)
+    assert len(list(Path(made.store.root.removeprefix("file://")).glob("steps/*.json"))) == 4
+    # Two recipes share the stages that they begin with.
+    another = place()
+    compress(task(prune, DISTILL, prune), another)
+    assert another.details["resumedAfterSteps"] == 3
+    again = compress(task(prune, DISTILL, prune, DISTILL, QUANTIZE), place())
+    assert again.artifact_digest == whole.artifact_digest
+
+
+def test_a_latency_budget_is_measured_on_the_job(
+    task: Callable[..., CompressTask], place: Places, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The table comes from this pod, is kept in the store, and another trial finds it there."""
+    from kompakt.jobs.compress import latency
+
+    measure = latency.measure
+    monkeypatch.setattr(latency, "SECONDS", 0.0)
+    made = place()
+    compress(task({"prune": {"latencyKeepPermille": 600, "samples": 16}}, QUANTIZE), made)
+    spent = made.details["prune"]["latency"]
+    assert 0 < spent["microsecondsAfter"] <= spent["microsecondsAllowed"] * (1 + 1e-3)
+    assert spent["microsecondsAllowed"] == pytest.approx(0.6 * spent["microsecondsBefore"], 1e-3)
+    monkeypatch.setattr(latency, "measure", None)
+    other = place()
+    compress(task({"prune": {"latencyKeepPermille": 500, "samples": 16}}), other)
+    assert other.details["prune"]["latency"]["table"] == spent["table"]
+    # Other hardware has other costs: what was pruned for this one is not taken over.
+    monkeypatch.setattr(latency, "hardware_key", lambda _threads: "another")
+    monkeypatch.setattr(latency, "measure", measure)
+    elsewhere = place()
+    compress(task({"prune": {"latencyKeepPermille": 600, "samples": 16}}), elsewhere)
+    assert "resumedAfterSteps" not in elsewhere.details
 
 
 def test_another_seed_or_parameter_starts_anew(

@@ -12,7 +12,6 @@ import torch
 from kompakt.api.recipe import Distill
 from kompakt.jobs.compress import distill
 from kompakt.jobs.compress.distill import DistillLogits
-from kompakt.jobs.compress.prune import shrink
 from kompakt.jobs.errors import StepInvalid, TrainingDiverged
 from kompakt.jobs.evaluate.classifier import Logits
 
@@ -30,7 +29,8 @@ def one_thread() -> Iterator[None]:
 
 def pruned(bench: Any) -> Any:
     """The same bench with half of the neurons gone."""
-    shrink(bench.encoder, [torch.arange(64), torch.arange(64)])
+    for layer in bench.encoder.encoder_layers():
+        layer.keep_neurons(torch.arange(64))
     return bench
 
 

@@ -1,193 +1,163 @@
 # SPDX-License-Identifier: Apache-2.0
 from __future__ import annotations
 
-import copy
+import json
 from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
 
 import pytest
 import torch
-from torch import nn
 
 from kompakt.api.recipe import Prune
-from kompakt.jobs.compress.prune import (
-    PruneFeedForward,
-    choose,
-    fisher_importance,
-    refit,
-    shrink,
-)
+from kompakt.jobs.compress.gates import Units
+from kompakt.jobs.compress.latency import LatencyTable
+from kompakt.jobs.compress.prune import PruneUnits, shrink
 from kompakt.jobs.errors import StepInvalid
 from kompakt.jobs.models.architectures import ARCHITECTURES
-from kompakt.jobs.models.encoder import Encoder
 
 Benches = Callable[[str], Any]
+TABLE = LatencyTable(attention={0: 1.0, 1: 20.0, 4: 50.0}, feed_forward={0: 1.0, 16: 10.0, 128: 50})
 
 
-def masked(encoder: Encoder, kept: list[torch.Tensor]) -> Encoder:
-    """The same model with the other neurons set to zero, in its former size."""
-    result = copy.deepcopy(encoder)
-    for layer, keep in zip(result.encoder_layers(), kept, strict=True):
-        mask = torch.zeros(layer.ffn_size)
-        mask[keep] = 1.0
-        with torch.no_grad():
-            layer.down.weight *= mask
-    return result
+def sizes(bench: Any) -> tuple[list[int], list[int]]:
+    """Heads and neurons of each layer."""
+    layers = bench.encoder.encoder_layers()
+    return [layer.heads for layer in layers], [layer.ffn_size for layer in layers]
 
 
+@pytest.mark.parametrize("importance", ["Fisher", "Movement"])
 @pytest.mark.parametrize("model_type", sorted(ARCHITECTURES))
-def test_a_pruned_model_is_the_masked_one(model_type: str, bench_of: Benches) -> None:
-    """Taking neurons out of the matrices gives the same logits as setting them to zero."""
+def test_every_architecture_is_pruned(model_type: str, importance: Any, bench_of: Benches) -> None:
+    """Heads and neurons go to the shares asked for, and the model still follows the original."""
     bench = bench_of(model_type)
-    batches = list(bench.data.batches(bench.data.order(), 16))
-    importance = fisher_importance(bench.encoder, batches, labels=bench.data.labels)
-    kept = choose(importance, keep_permille=400)
-    reference = masked(bench.encoder, kept)
-    shrink(bench.encoder, kept)
-    assert sum(layer.ffn_size for layer in bench.encoder.encoder_layers()) < 2 * 128
+    batches = list(bench.data.batches(bench.data.order(), 32))
     with torch.no_grad():
-        for batch in batches:
-            expected = reference(**batch.inputs)
-            torch.testing.assert_close(
-                bench.encoder(**batch.inputs), expected, atol=1e-5, rtol=1e-5
-            )
-
-
-def test_importance_is_the_squared_gradient_of_each_sample(bench_of: Benches) -> None:
-    """Gates for all samples at once equal gradients computed sample by sample."""
-    bench = bench_of("bert")
-    indices = bench.data.order()[:6]
-    found = fisher_importance(
-        bench.encoder, list(bench.data.batches(indices, 4)), labels=bench.data.labels
+        before = torch.cat([bench.encoder(**batch.inputs) for batch in batches])
+    note = PruneUnits(
+        Prune(importance=importance, ffn_keep_permille=500, head_keep_permille=750, samples=48)
+    ).apply(bench.encoder, bench.data)
+    heads, neurons = sizes(bench)
+    assert sum(heads) == 6
+    assert 112 <= sum(neurons) <= 144
+    assert note == (
+        f"kept heads {heads[0]} {heads[1]} of 4 and FFN neurons {neurons[0]} {neurons[1]} of 128"
     )
-    expected = [torch.zeros(128), torch.zeros(128)]
-    for batch in bench.data.batches(indices, 1):
-        gates = [torch.ones(128, requires_grad=True) for _ in range(2)]
-        x, mask = bench.encoder.embed(**batch.inputs)
-        for layer, gate in zip(bench.encoder.encoder_layers(), gates, strict=True):
-            x = layer.attend(x, mask)
-            x = layer.norm(layer.down(layer.neurons(x) * gate) + x)
-        logits = bench.encoder.out(bench.encoder.head_activation(bench.encoder.head(x[:, 0])))
-        label = torch.tensor([bench.data.labels[index] for index in batch.indices])
-        loss = nn.functional.cross_entropy(logits, label)
-        for number, gradient in enumerate(torch.autograd.grad(loss, gates)):
-            expected[number] += gradient**2
-    for ours, theirs in zip(found, expected, strict=True):
-        torch.testing.assert_close(ours, theirs, rtol=1e-3, atol=1e-7)
-
-
-def test_importance_needs_no_labels(bench_of: Benches) -> None:
-    """Without labels the model's own answers stand in, which is the same where they agree."""
-    bench = bench_of("bert")
-    batches = list(bench.data.batches(bench.data.order()[:32], 16))
-    own: dict[int, int] = {}
     with torch.no_grad():
-        for batch in batches:
-            answers = bench.encoder(**batch.inputs).argmax(dim=1).tolist()
-            own.update(zip(batch.indices, answers, strict=True))
-    labels = [own.get(index, 0) for index in range(len(bench.data))]
-    nothing: list[int | None] = [None] * len(bench.data)
-    without = fisher_importance(bench.encoder, batches, labels=nothing)
-    having = fisher_importance(bench.encoder, batches, labels=labels)
-    for one, other in zip(without, having, strict=True):
-        torch.testing.assert_close(one, other)
+        after = torch.cat([bench.encoder(**batch.inputs) for batch in batches])
+    assert float((after - before).norm() / before.norm()) < 0.9
 
 
-def test_weights_can_learn_again_after_ranking(bench_of: Benches) -> None:
-    """Ranking leaves neither frozen weights nor hooks behind."""
-    bench = bench_of("bert")
-    batches = list(bench.data.batches(bench.data.order()[:8], 8))
-    fisher_importance(bench.encoder, batches, labels=bench.data.labels)
-    assert all(parameter.requires_grad for parameter in bench.encoder.parameters())
-    bench.encoder(**batches[0].inputs).sum().backward()
-
-
-def test_layers_keep_what_they_need() -> None:
-    """All layers are ranked together: a layer of important neurons keeps more."""
-    strong, weak = torch.rand(128) + 1.0, torch.rand(128)
-    kept = choose([strong, weak], keep_permille=600)
-    assert [len(keep) for keep in kept] == [128, 32]
-    assert sorted(kept[1].tolist()) == sorted(weak.topk(32).indices.tolist())
-
-
-@pytest.mark.parametrize("keep", [20, 333, 500, 777, 1000])
-def test_sizes_suit_kernels(keep: int) -> None:
-    """Every layer keeps a multiple of 16, at least 32, and together about what was asked for."""
-    generator = torch.Generator().manual_seed(keep)
-    importance = [torch.rand(512, generator=generator) ** power for power in (1, 2, 4)]
-    kept = choose(importance, keep_permille=keep)
-    for indices in kept:
-        assert len(indices) % 16 == 0
-        assert len(indices) >= 32
-        assert indices.tolist() == sorted(set(indices.tolist()))
-    assert abs(sum(map(len, kept)) - max(96, 1536 * keep / 1000)) <= 3 * 24
-
-
-def test_small_layers_stay_whole() -> None:
-    """A layer that is no multiple of 16 is not grown."""
-    assert len(choose([torch.rand(40)], keep_permille=1000)[0]) == 40
-
-
-def test_refitting_halves_the_damage(bench_of: Benches) -> None:
-    """On other texts than those it was fitted on, the refitted model is closer to the original."""
-    bench = bench_of("bert")
-    order = bench.data.order()
-    batches = list(bench.data.batches(order[:64], 16))
-    original = copy.deepcopy(bench.encoder)
-    nothing: list[int | None] = [None] * len(bench.data)
-    kept = choose(fisher_importance(original, batches, labels=nothing), keep_permille=500)
-    plain = copy.deepcopy(original)
-    shrink(plain, kept)
-    fitted = copy.deepcopy(plain)
-    errors = refit(fitted, original, kept, batches)
-    assert all(0.0 < error < 1.0 for error in errors)
-
-    def damage(encoder: Encoder) -> float:
-        total = 0.0
-        with torch.no_grad():
-            for batch in bench.data.batches(order[64:], 16):
-                total += float((encoder(**batch.inputs) - original(**batch.inputs)).square().sum())
-        return total
-
-    assert damage(fitted) < damage(plain) / 2
-
-
-def test_refitting_a_whole_layer_changes_nothing(bench_of: Benches) -> None:
-    """With all neurons kept, the former weights are the best fit."""
-    bench = bench_of("electra")
-    original = copy.deepcopy(bench.encoder)
-    kept = [torch.arange(128)] * 2
-    errors = refit(bench.encoder, original, kept, list(bench.data.batches(range(64), 16)))
-    assert max(errors) < 1e-3
-    for ours, theirs in zip(bench.encoder.encoder_layers(), original.encoder_layers(), strict=True):
-        torch.testing.assert_close(ours.down.weight, theirs.down.weight, atol=1e-4, rtol=1e-3)
-
-
-def test_the_step_says_what_it_kept(bench_of: Benches) -> None:
-    """The summary names the neurons of each layer, and the report how it came to them."""
+def test_the_report_says_why(bench_of: Benches) -> None:
+    """The importances, the sizes and the fit's errors are there, and fit into JSON."""
     bench = bench_of("roberta")
-    note = PruneFeedForward(Prune(ffn_keep_permille=500, samples=32)).apply(
+    PruneUnits(Prune(head_keep_permille=500, ffn_keep_permille=500, samples=32)).apply(
         bench.encoder, bench.data
     )
-    sizes = [layer.ffn_size for layer in bench.encoder.encoder_layers()]
-    assert note == f"FFN neurons kept by layer {sizes[0]} {sizes[1]} of 128"
-    assert bench.data.details["prune"]["samples"] == 32
-    assert bench.data.details["prune"]["neuronsAfter"] == sizes
+    details = json.loads(json.dumps(bench.data.details["prune"]))
+    heads, neurons = sizes(bench)
+    assert (details["samples"], details["labelled"]) == (32, 32)
+    assert (details["headsBefore"], details["headsAfter"]) == ([4, 4], heads)
+    assert (details["neuronsBefore"], details["neuronsAfter"]) == ([128, 128], neurons)
+    for scores, kept in zip(details["headImportance"], heads, strict=True):
+        assert len(scores) == 4
+        assert kept >= 1
+    for quantiles in details["neuronImportance"]:
+        assert len(quantiles) == 11
+        assert quantiles == sorted(quantiles)
+    assert len(details["relativeRefitErrors"]["attention"]) == 2
 
 
-def test_a_model_too_small_to_prune_is_refused(bench_of: Benches) -> None:
-    """Layers below the minimum cannot be pruned, and the message says how small they are."""
+def test_layers_go_and_the_rest_is_pruned(bench_of: Benches) -> None:
+    """A share is of the layers that are left."""
+    bench = bench_of("distilbert")
+    note = PruneUnits(Prune(drop_layers=1, head_keep_permille=500, samples=32)).apply(
+        bench.encoder, bench.data
+    )
+    assert sizes(bench) == ([2], [128])
+    assert note == "dropped 1 of 2 layers, kept heads 2 of 4 and FFN neurons 128 of 128"
+    (drop,) = bench.data.details["prune"]["layersDropped"]
+    assert drop["layer"] in {0, 1}
+    assert drop["divergence"] > 0
+
+
+@pytest.mark.parametrize("permille", [300, 600, 1000])
+@pytest.mark.parametrize("drop", [0, 1])
+def test_a_latency_budget_is_kept(permille: int, drop: int, bench_of: Benches) -> None:
+    """The estimate is within the share of what the model took before layers went."""
+    bench = bench_of("electra")
+    asked: list[Any] = []
+
+    def table(_encoder: Any, lengths: list[int], precision: str) -> LatencyTable:
+        asked.append((len(lengths), precision))
+        return TABLE
+
+    data = replace(bench.data, latency_table=table)
+    note = PruneUnits(Prune(latency_keep_permille=permille, drop_layers=drop, samples=32)).apply(
+        bench.encoder, data
+    )
+    estimate = TABLE.estimate(bench.encoder.encoder_layers())
+    assert estimate <= 0.2 * permille * (1 + 1e-6)
+    if permille == 300 or not drop:
+        assert estimate > 0.7 * 0.2 * permille, "the budget is used"
+    assert asked == [(32, "Int8")]
+    assert note.endswith(f"{estimate / 200:.0%} of the layers' latency")
+    details = data.details["prune"]
+    assert details["latency"]["microsecondsBefore"] == 200.0
+    assert details["latency"]["microsecondsAfter"] == pytest.approx(estimate, rel=1e-3)
+    assert len(details["sensitivity"]["attention"]) == 2 - drop
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"drop_layers": 2}, r"dropLayers is 2, but the model has 2 layers; leave at least one"),
+        (
+            {"latency_keep_permille": 20},
+            r"latencyKeepPermille is 20, but 2 layers .* would still take 250 permille; raise it",
+        ),
+        ({"latency_keep_permille": 500}, r"latencyKeepPermille needs a pod to measure on"),
+    ],
+    ids=["all layers", "least", "no table"],
+)
+def test_what_cannot_be_done_is_refused(
+    changes: dict[str, Any], message: str, bench_of: Benches
+) -> None:
+    """Each with the parameter and the mend."""
     bench = bench_of("bert")
-    shrink(bench.encoder, [torch.arange(16), torch.arange(16)])
-    with pytest.raises(StepInvalid, match="at least 32 FFN neurons; this model has 16"):
-        PruneFeedForward(Prune()).apply(bench.encoder, bench.data)
+    costly = LatencyTable(attention={0: 10.0, 4: 40.0}, feed_forward={0: 10.0, 128: 40.0})
+    if "no table" not in message and "needs a pod" not in message:
+        bench = replace(bench, data=replace(bench.data, latency_table=lambda *_: costly))
+    with pytest.raises(StepInvalid, match=message):
+        PruneUnits(Prune(samples=16, **changes)).apply(bench.encoder, bench.data)
 
 
-def test_the_same_seed_keeps_the_same_neurons(bench_of: Benches) -> None:
+def test_nothing_to_prune_changes_nothing(bench_of: Benches) -> None:
+    """A search may come to a step that keeps everything."""
+    bench = bench_of("bert")
+    before = {name: tensor.clone() for name, tensor in bench.encoder.state_dict().items()}
+    assert PruneUnits(Prune()).apply(bench.encoder, bench.data) == "nothing pruned"
+    after = bench.encoder.state_dict()
+    assert all(torch.equal(after[name], tensor) for name, tensor in before.items())
+
+
+def test_pruning_twice_is_pruning_on(bench_of: Benches) -> None:
+    """Shares are of what the step finds, also where a layer lost everything before."""
+    bench = bench_of("bert")
+    none = torch.arange(0)
+    shrink(bench.encoder, Units([none, torch.arange(4)], [torch.arange(128), none]))
+    step = PruneUnits(Prune(head_keep_permille=500, ffn_keep_permille=500, samples=32))
+    step.apply(bench.encoder, bench.data)
+    assert sizes(bench) == ([0, 2], [64, 0])
+    note = step.apply(bench.encoder, bench.data)
+    assert sizes(bench) == ([0, 1], [32, 0])
+    assert note == "kept heads 0 1 of 2 and FFN neurons 32 0 of 64"
+
+
+def test_the_same_seed_keeps_the_same_units(bench_of: Benches) -> None:
     """A Job that runs again prunes alike; another seed looks at other samples."""
     first, again, other = bench_of("bert"), bench_of("bert"), bench_of("bert")
-    step = PruneFeedForward(Prune(ffn_keep_permille=500, samples=16))
+    step = PruneUnits(Prune(ffn_keep_permille=500, samples=16))
     step.apply(first.encoder, first.data)
     step.apply(again.encoder, again.data)
     step.apply(other.encoder, replace(other.data, seed=1))

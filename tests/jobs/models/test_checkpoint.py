@@ -105,6 +105,14 @@ def narrow_down(state: dict[str, torch.Tensor]) -> None:
     state[name] = state[name][:, :96].contiguous()
 
 
+def drop_heads(state: dict[str, torch.Tensor]) -> None:
+    """No layer has any head left."""
+    for name in [name for name in state if ".attention.self." in name]:
+        state[name] = state[name][:0].contiguous()
+    for name in [name for name in state if ".attention.output.dense.weight" in name]:
+        state[name] = state[name][:, :0].contiguous()
+
+
 def drop_layer(state: dict[str, torch.Tensor]) -> None:
     """The first layer is lost, the second keeps its number."""
     for name in [name for name in state if ".layer.0." in name]:
@@ -116,12 +124,13 @@ def drop_layer(state: dict[str, torch.Tensor]) -> None:
     [
         (narrow_keys, r"key\.weight of test is 48 x 64, but .* other weights ask for 64 x 64"),
         (narrow_down, r"output\.dense\.weight of test is 64 x 96, but .* ask for 64 x 128"),
+        (drop_heads, r"test has no attention head in any layer"),
         (drop_layer, r"lacks 16 weights, first of them bert\.encoder\.layer\.0\."),
         (drop_head, r"no classification head \(classifier\.weight is missing.*base model"),
         (drop_bias, r"lacks 1 weights, first of them bert\.encoder\.layer\.1\.output\.dense\.bias"),
         (add_adapter, r"1 weights that a BertForSequenceClassification does not have.*adapter"),
     ],
-    ids=["keys", "neurons", "lost layer", "base model", "lost weight", "adapter"],
+    ids=["keys", "neurons", "no heads", "lost layer", "base model", "lost weight", "adapter"],
 )
 def test_weights_must_be_those_of_the_architecture(
     checkpoint_of: Checkpoints,

@@ -12,7 +12,7 @@ from __future__ import annotations
 import shutil
 import time
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -42,7 +42,7 @@ from kompakt.jobs.task import Workplace
 if TYPE_CHECKING:
     from kompakt.jobs.models.encoder import Encoder
 
-STEPS_VERSION = 1
+STEPS_VERSION = 2
 """Part of every key: raised when a step's code gives another result for the same input."""
 PARITY_TEXTS = 16
 SMOKE_TEXTS = (
@@ -130,12 +130,13 @@ class _Chain:
         with place.stage("import torch"):
             import torch
 
-            from kompakt.jobs.compress import training
+            from kompakt.jobs.compress import latency, training
             from kompakt.jobs.models import checkpoint, export, load, text
         torch.manual_seed(task.seed)
         torch.set_num_threads(place.threads)
         self._checkpoint = checkpoint
         self._export = export
+        self._latency = latency
         self._load = load
         self._text = text
         self._max_sequence_length = manifest.max_sequence_length
@@ -168,6 +169,7 @@ class _Chain:
                 threads=place.threads,
                 name="teacher",
             ),
+            latency_table=latency.LatencyMeter(place.store, place.scratch, place.threads).table,
             details=place.details,
         )
 
@@ -179,12 +181,15 @@ class _Chain:
         with place.stage("load"):
             self._go_on_from(folder)
             encoder = self._load.load(self._origin)
+        titles = _titles(steps)
         for number in range(done, len(steps)):
-            step = steps[number]
+            step, title = steps[number], titles[number]
             self.data.keep = lambda: self._store(encoder)
-            with place.stage(name_of(step)):
+            with place.stage(title):
                 notes.append(torch_step(step).apply(encoder, self.data))
-            with place.stage(f"store after {name_of(step)}"):
+            if name_of(step) in place.details:
+                place.details[title] = place.details.pop(name_of(step))
+            with place.stage(f"store after {title}"):
                 place.store.put_json(
                     f"steps/{keys[number]}",
                     {"checkpoint": self._store(encoder), "notes": notes},
@@ -208,7 +213,7 @@ class _Chain:
         keys: list[str] = []
         parent = self._task.checkpoint_digest
         for step in steps:
-            recipe = {
+            recipe: dict[str, Any] = {
                 "version": STEPS_VERSION,
                 "parent": parent,
                 "teacher": self._task.baseline_digest,
@@ -216,6 +221,8 @@ class _Chain:
                 "data": self._data_key,
                 "seed": self._task.seed,
             }
+            if step.prune is not None and step.prune.latency_keep_permille is not None:
+                recipe["hardware"] = self._latency.hardware_key(self._place.threads)
             parent = sha256_digest(canonical_json(recipe))
             keys.append(parent.replace(":", "-"))
         return keys
@@ -255,6 +262,15 @@ class _Chain:
         trimmed = None if new_ids is None else (self.data.tokenizer, new_ids)
         names = self._load.save(encoder, self._origin, folder, trimmed=trimmed)
         return self._place.store.put_checkpoint(folder, names)
+
+
+def _titles(steps: list[Step]) -> list[str]:
+    """What the report calls the steps: by name, with a number where there are several of it."""
+    names = [name_of(step) for step in steps]
+    return [
+        f"{name} {names[: place + 1].count(name)}" if names.count(name) > 1 else name
+        for place, name in enumerate(names)
+    ]
 
 
 def _steps_digest(task: CompressTask, texts: Texts) -> Digest:

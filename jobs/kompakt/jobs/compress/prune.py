@@ -1,42 +1,57 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Structured pruning of the feed-forward layers, in one pass without training.
+"""Structured pruning with physical shrink, in one pass.
 
-1. Importance: a gate of 1 on each neuron, and the square of the loss's gradient by that gate,
-   summed over samples, which is the diagonal of the empirical Fisher information (Kwon et al. 2022,
-   arXiv:2204.09656). All layers are ranked together, so that each keeps what it needs.
-2. Shrink: rows and columns of the pruned neurons leave the matrices.
-3. Refit: the matrix that reads the kept neurons is fitted by least squares to give what all of them
-   gave before, over the tokens of the samples. What remains stands in for what was redundant.
+1. Whole layers go first, those that the answers miss least.
+2. Every head and neuron of the others is scored (`importance`). Those stay that are worth most: a
+   share of all heads and of all neurons, or what a budget of latency has room for (`selection`,
+   `latency`, `sensitivity`).
+3. Shrink: rows and columns of the others leave the matrices. The model answers now as if they were
+   masked, to rounding.
+4. Refit: the matrices that read what is left are fitted to give what was there before (`refit`).
+
+All shares are of the model as the step finds it: two steps that keep half each leave a quarter.
 """
 
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import torch
-from torch import nn
 from typing_extensions import override
 
 from kompakt.api.recipe import Prune
+from kompakt.jobs.compress.gates import Units
+from kompakt.jobs.compress.importance import importance, layers_to_drop
+from kompakt.jobs.compress.latency import LatencyTable
+from kompakt.jobs.compress.refit import refit
+from kompakt.jobs.compress.selection import (
+    LEAST_HEADS,
+    LEAST_NEURONS,
+    MULTIPLE,
+    by_latency,
+    by_share,
+)
+from kompakt.jobs.compress.sensitivity import Curve, sensitivity
 from kompakt.jobs.compress.steps import TorchStep
 from kompakt.jobs.compress.training import Batch, TrainingData
 from kompakt.jobs.errors import StepInvalid
-from kompakt.jobs.models.encoder import Encoder, Layer
+from kompakt.jobs.models.encoder import Encoder
 
 BATCH = 16
-LEAST_NEURONS = 32
-"""Of a layer: below that its matrices cost nothing anyway."""
-MULTIPLE = 16
-"""Of neurons in a layer: matrix kernels work in blocks of that width."""
-RIDGE = 0.1
-"""How much the fit is held to the former weights, relative to the mean square of a neuron."""
+CHECKED_TEXTS = 64
+"""On which answers are compared, of layers and halves: each comparison is a pass through a part of
+the model."""
+REFIT_TEXTS = 1024
+"""At least, where there are so many: labels are not needed for it."""
+LISTED_LAYERS = 12
+"""A deeper model's summary gives sums."""
+WHOLE = 1000
 
 
-class PruneFeedForward(TorchStep):
+class PruneUnits(TorchStep):
     """The step `prune`."""
 
     def __init__(self, parameters: Prune) -> None:
@@ -44,175 +59,207 @@ class PruneFeedForward(TorchStep):
 
     @override
     def apply(self, encoder: Encoder, data: TrainingData) -> str:
-        chosen = data.order()[: self._parameters.samples]
-        before = [layer.ffn_size for layer in encoder.encoder_layers()]
-        if min(before) < LEAST_NEURONS:
+        parameters = self._parameters
+        before = _Sizes.of(encoder)
+        if parameters.drop_layers >= len(before.heads):
             raise StepInvalid(
-                f"prune needs layers of at least {LEAST_NEURONS} FFN neurons; this model has"
-                f" {min(before)}"
+                f"prune.dropLayers is {parameters.drop_layers}, but the model has"
+                f" {len(before.heads)} layers; leave at least one"
             )
-        batches = list(data.batches(chosen, BATCH))
-        importance = fisher_importance(encoder, batches, labels=data.labels)
-        kept = choose(importance, keep_permille=self._parameters.ffn_keep_permille)
-        original = copy.deepcopy(encoder)
+        least = min(parameters.ffn_keep_permille, parameters.head_keep_permille)
+        if not (least < WHOLE or parameters.drop_layers or parameters.latency_keep_permille):
+            return "nothing pruned"
+        whole = copy.deepcopy(encoder)
+        texts = _Texts.of(data, parameters.samples)
+        budget = self._budget(encoder, data, texts)
+        drops = layers_to_drop(encoder, texts.checked, parameters.drop_layers)
+        numbers = sorted(set(range(len(before.heads))) - {drop.number for drop in drops})
+        if drops:
+            encoder.keep_layers(numbers)
+            # Scores should be those of a model that works.
+            refit(encoder, whole, numbers, texts.fitted)
+        scores = importance(parameters.importance, encoder, texts.scored, labels=data.labels)
+        curves: list[Curve] = []
+        if budget is None:
+            kept = self._by_share(scores)
+        else:
+            curves = sensitivity(encoder, scores, fit_on=texts.scored, check_on=texts.checked)
+            kept = self._within(budget, scores, curves)
         shrink(encoder, kept)
-        errors = refit(encoder, original, kept, batches)
-        sizes = [layer.ffn_size for layer in encoder.encoder_layers()]
+        errors = refit(encoder, whole, numbers, texts.fitted)
+        after = _Sizes.of(encoder)
         data.details["prune"] = {
-            "samples": len(chosen),
-            "labelled": sum(data.labels[index] is not None for index in chosen),
-            "neuronsBefore": before,
-            "neuronsAfter": sizes,
-            "relativeRefitErrors": [round(error, 4) for error in errors],
+            "samples": len(texts.chosen),
+            "labelled": sum(data.labels[index] is not None for index in texts.chosen),
+            "importance": parameters.importance,
+            "layersDropped": [
+                {"layer": drop.number, "divergence": _rounded(drop.divergence)} for drop in drops
+            ],
+            "headsBefore": before.heads,
+            "headsAfter": after.heads,
+            "neuronsBefore": before.neurons,
+            "neuronsAfter": after.neurons,
+            "headImportance": [[_rounded(float(s)) for s in layer] for layer in scores.heads],
+            "neuronImportance": [_quantiles(layer) for layer in scores.neurons],
+            "relativeRefitErrors": {
+                "attention": [_rounded(error) for error in errors.attention],
+                "feedForward": [_rounded(error) for error in errors.feed_forward],
+            },
         }
-        return f"FFN neurons kept by layer {' '.join(map(str, sizes))} of {max(before)}"
+        if budget is not None:
+            data.details["prune"]["latency"] = budget.report(encoder)
+            data.details["prune"]["sensitivity"] = _sensitivity(curves)
+        return _summary(before, after, dropped=len(drops), budget=budget, encoder=encoder)
+
+    def _budget(self, encoder: Encoder, data: TrainingData, texts: _Texts) -> _Budget | None:
+        permille = self._parameters.latency_keep_permille
+        if permille is None:
+            return None
+        if data.latency_table is None:
+            raise StepInvalid(
+                "prune.latencyKeepPermille needs a pod to measure on; set ffnKeepPermille and"
+                " headKeepPermille instead"
+            )
+        lengths = [len(data.encodings[index]) for index in texts.chosen]
+        table = data.latency_table(encoder, lengths, self._parameters.latency_precision)
+        before = table.estimate(encoder.encoder_layers())
+        return _Budget(table, before=before, allowed=before * permille / WHOLE)
+
+    def _by_share(self, scores: Units) -> Units:
+        return Units(
+            heads=by_share(
+                scores.heads,
+                keep_permille=self._parameters.head_keep_permille,
+                multiple=1,
+                least=LEAST_HEADS,
+            ),
+            neurons=by_share(
+                scores.neurons,
+                keep_permille=self._parameters.ffn_keep_permille,
+                multiple=MULTIPLE,
+                least=LEAST_NEURONS,
+            ),
+        )
+
+    def _within(self, budget: _Budget, scores: Units, curves: Sequence[Curve]) -> Units:
+        kept = by_latency(
+            scores,
+            [curve.at for curve in curves],
+            attention=budget.table.of_attention,
+            feed_forward=budget.table.of_feed_forward,
+            budget=budget.allowed,
+        )
+        if kept is None:
+            table, layers = budget.table, len(scores.heads)
+            least = layers * (table.of_attention(0) + table.of_feed_forward(0)) / budget.before
+            raise StepInvalid(
+                f"prune.latencyKeepPermille is {self._parameters.latency_keep_permille}, but"
+                f" {layers} layers without any heads and neurons would still take"
+                f" {round(least * WHOLE)} permille; raise it, or set dropLayers"
+            )
+        return kept
 
 
-def fisher_importance(
-    encoder: Encoder, batches: Sequence[Batch], *, labels: Sequence[int | None]
-) -> list[torch.Tensor]:
-    """For each layer, the summed squared gradient of the loss by each neuron's gate.
-
-    The loss is by the label, or by the model's own prediction where a text has none.
-    """
-    layers = encoder.encoder_layers()
-    sums = [torch.zeros(layer.ffn_size) for layer in layers]
-    with frozen(encoder):
-        for batch in batches:
-            rows = len(batch.indices)
-            # One gate for each sample and neuron gives the gradient sample by sample in one pass.
-            gates = [torch.ones(rows, 1, layer.ffn_size, requires_grad=True) for layer in layers]
-            with _input_hooks(layers, _multiply_by(gates)):
-                logits = encoder(**batch.inputs)
-            target = logits.detach().argmax(dim=1)
-            for row, index in enumerate(batch.indices):
-                if (label := labels[index]) is not None:
-                    target[row] = label
-            loss = nn.functional.cross_entropy(logits, target, reduction="sum")
-            for number, gradient in enumerate(torch.autograd.grad(loss, gates)):
-                sums[number] += gradient[:, 0, :].square().sum(dim=0)
-    return sums
+def shrink(encoder: Encoder, kept: Units) -> None:
+    """Takes all other heads and neurons out of the matrices."""
+    layers = zip(encoder.encoder_layers(), kept.heads, kept.neurons, strict=True)
+    for layer, heads, neurons in layers:
+        layer.keep_heads(heads)
+        layer.keep_neurons(neurons)
 
 
-def choose(importance: Sequence[torch.Tensor], *, keep_permille: int) -> list[torch.Tensor]:
-    """Sorted indices of the neurons that stay in each layer: the best of all layers together.
+@dataclass(frozen=True)
+class _Texts:
+    """What the parts of the step look at."""
 
-    Each layer's number is rounded to a multiple that kernels like, and never falls below a minimum.
-    """
-    scores = torch.cat(list(importance))
-    keep = max(1, len(scores) * keep_permille // 1000)
-    threshold = scores.sort(descending=True).values[keep - 1]
-    kept = []
-    for layer in importance:
-        above = int((layer >= threshold).sum())
-        rounded = max(LEAST_NEURONS, round(above / MULTIPLE) * MULTIPLE)
-        count = len(layer) if above == len(layer) else min(len(layer), rounded)
-        kept.append(layer.sort(descending=True, stable=True).indices[:count].sort().values)
-    return kept
-
-
-def shrink(encoder: Encoder, kept: Sequence[torch.Tensor]) -> None:
-    """Takes all other neurons out of the matrices."""
-    for layer, keep in zip(encoder.encoder_layers(), kept, strict=True):
-        layer.keep_neurons(keep)
-
-
-def refit(
-    encoder: Encoder, original: Encoder, kept: Sequence[torch.Tensor], batches: Sequence[Batch]
-) -> list[float]:
-    """Fits each `down` to give, from the kept neurons, what it gave from all of them.
-
-    Returns how far each layer's output is from that, relative to its size.
-    """
-    sums = [_Normal.zeros(layer) for layer in encoder.encoder_layers()]
-    with torch.no_grad():
-        for batch in batches:
-            tokens = batch.inputs["attention_mask"].bool()
-            x, mask = original.embed(**batch.inputs)
-            for layer, keep, normal in zip(original.encoder_layers(), kept, sums, strict=True):
-                x = layer.attend(x, mask)
-                neurons = layer.neurons(x)
-                target = neurons[tokens] @ layer.down.weight.T
-                normal.add(neurons[tokens][:, keep], target)
-                x = layer.norm(layer.down(neurons) + x)
-        errors = []
-        for layer, normal in zip(encoder.encoder_layers(), sums, strict=True):
-            weight, error = normal.fit(layer.down.weight)
-            layer.down.weight.copy_(weight)
-            errors.append(error)
-    return errors
-
-
-@dataclass
-class _Normal:
-    """The sums that least squares needs, over all tokens."""
-
-    gram: torch.Tensor
-    """[neurons, neurons]: products of their values."""
-    moment: torch.Tensor
-    """[neurons, hidden]: products of their values and the target."""
-    energy: float = 0.0
-    """Sum of squares of the target."""
+    chosen: list[int]
+    scored: list[Batch]
+    fitted: list[Batch]
+    checked: list[Batch]
+    """Others than those that are scored, where there are enough."""
 
     @classmethod
-    def zeros(cls, layer: Layer) -> _Normal:
-        """For a layer's feed-forward network."""
-        size = layer.ffn_size
-        return cls(torch.zeros(size, size), torch.zeros(size, layer.down.out_features))
-
-    def add(self, neurons: torch.Tensor, target: torch.Tensor) -> None:
-        """Some more tokens."""
-        self.gram += neurons.T @ neurons
-        self.moment += neurons.T @ target
-        self.energy += float(target.square().sum())
-
-    def fit(self, former: torch.Tensor) -> tuple[torch.Tensor, float]:
-        """The weights [hidden, neurons] with the least squared error, held to the former ones."""
-        gram, moment = self.gram.double(), self.moment.double()
-        strength = RIDGE * gram.diagonal().mean()
-        system = gram + strength * torch.eye(len(gram), dtype=gram.dtype)
-        solution = torch.linalg.solve(system, moment + strength * former.T.double())
-        residual = (
-            self.energy
-            - 2 * float((solution * moment).sum())
-            + float((solution * (gram @ solution)).sum())
+    def of(cls, data: TrainingData, samples: int) -> _Texts:
+        order = data.order()
+        chosen = order[:samples]
+        others = order[samples : samples + CHECKED_TEXTS]
+        checked = others if len(others) == CHECKED_TEXTS else chosen[:CHECKED_TEXTS]
+        return cls(
+            chosen=chosen,
+            scored=list(data.batches(chosen, BATCH)),
+            fitted=list(data.batches(order[: max(samples, REFIT_TEXTS)], BATCH)),
+            checked=list(data.batches(checked, BATCH)),
         )
-        return solution.T.float(), (max(residual, 0.0) / max(self.energy, 1e-12)) ** 0.5
 
 
-def _multiply_by(gates: Sequence[torch.Tensor]) -> Any:
-    return lambda number, neurons: neurons * gates[number]
+@dataclass(frozen=True)
+class _Budget:
+    """How much latency the layers may take, in microseconds."""
+
+    table: LatencyTable
+    before: float
+    allowed: float
+
+    def share(self, encoder: Encoder) -> float:
+        """What is left of the estimate."""
+        return self.table.estimate(encoder.encoder_layers()) / self.before
+
+    def report(self, encoder: Encoder) -> dict[str, Any]:
+        """For the report."""
+        return {
+            "table": self.table.to_wire(),
+            "microsecondsBefore": _rounded(self.before),
+            "microsecondsAllowed": _rounded(self.allowed),
+            "microsecondsAfter": _rounded(self.table.estimate(encoder.encoder_layers())),
+        }
 
 
-@contextmanager
-def _input_hooks(layers: Sequence[Layer], function: Any) -> Iterator[None]:
-    """Calls `function(layer number, its neurons)`; what it returns replaces the neurons."""
+@dataclass(frozen=True)
+class _Sizes:
+    """Of each layer."""
 
-    def hook(number: int) -> Any:
-        def before(_module: nn.Module, inputs: tuple[torch.Tensor, ...]) -> Any:
-            changed = function(number, inputs[0])
-            return None if changed is None else (changed,)
+    heads: list[int]
+    neurons: list[int]
 
-        return before
-
-    handles = [
-        layer.down.register_forward_pre_hook(hook(number)) for number, layer in enumerate(layers)
-    ]
-    try:
-        yield
-    finally:
-        for handle in handles:
-            handle.remove()
+    @classmethod
+    def of(cls, encoder: Encoder) -> _Sizes:
+        layers = encoder.encoder_layers()
+        return cls([layer.heads for layer in layers], [layer.ffn_size for layer in layers])
 
 
-@contextmanager
-def frozen(module: nn.Module) -> Iterator[None]:
-    """No gradients by weights, which would take as long as everything else."""
-    trainable = [parameter for parameter in module.parameters() if parameter.requires_grad]
-    for parameter in trainable:
-        parameter.requires_grad_(False)
-    try:
-        yield
-    finally:
-        for parameter in trainable:
-            parameter.requires_grad_(True)
+def _summary(
+    before: _Sizes, after: _Sizes, *, dropped: int, budget: _Budget | None, encoder: Encoder
+) -> str:
+    kept = []
+    for name, former, left in (
+        ("heads", before.heads, after.heads),
+        ("FFN neurons", before.neurons, after.neurons),
+    ):
+        if sum(left) == sum(former):
+            continue
+        if len(left) <= LISTED_LAYERS:
+            kept.append(f"{name} {' '.join(map(str, left))} of {max(former)}")
+        else:
+            kept.append(f"{sum(left):,} of {sum(former):,} {name}")
+    parts = [f"dropped {dropped} of {len(before.heads)} layers"] if dropped else []
+    parts += [f"kept {' and '.join(kept)}"] if kept else []
+    parts += [f"{budget.share(encoder):.0%} of the layers' latency"] if budget else []
+    return ", ".join(parts)
+
+
+def _sensitivity(curves: Sequence[Curve]) -> dict[str, list[list[list[float]]]]:
+    """By layer, pairs of units kept and nats lost."""
+    half = len(curves) // 2
+    wire = [[[count, _rounded(nats)] for count, nats in c.points.items()] for c in curves]
+    return {"attention": wire[:half], "feedForward": wire[half:]}
+
+
+def _quantiles(scores: torch.Tensor) -> list[float]:
+    """The least, the deciles and the largest: all of them would be too many for a report."""
+    if not len(scores):
+        return []
+    return [_rounded(float(q)) for q in scores.quantile(torch.linspace(0, 1, 11))]
+
+
+def _rounded(value: float) -> float:
+    return float(f"{value:.4g}")

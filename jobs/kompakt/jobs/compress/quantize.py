@@ -28,33 +28,38 @@ class DynamicInt8(GraphStep):
 
     @override
     def apply(self, graph: Graph, target: Path, data: GraphData) -> tuple[Graph, str]:
-        from onnxruntime.quantization import QuantType, quantize_dynamic
-
-        wanted = constant_matrices(onnx.load(str(graph.path)))
         target.mkdir(parents=True, exist_ok=True)
         made = Graph(target)
-        # It advises to run a shape inference first, which changes nothing for these graphs.
-        logging.getLogger().setLevel(logging.ERROR)
-        quantize_dynamic(
-            str(graph.path),
-            str(made.path),
-            per_channel=self._parameters.per_channel == "Enabled",
-            reduce_range=self._parameters.reduce_range == "Enabled",
-            weight_type=QuantType.QInt8,
-            # Without it, a tensor whose type shape inference did not find ends the whole attempt.
-            extra_options={"DefaultTensorType": onnx.TensorProto.FLOAT},
+        matrices, tables = to_int8(graph.path, made.path, self._parameters)
+        return made, f"{matrices} matrices and {tables} embedding tables int8"
+
+
+def to_int8(source: Path, target: Path, parameters: Quantize) -> tuple[int, int]:
+    """Writes the quantized graph; returns how many matrices and embedding tables it has in int8."""
+    from onnxruntime.quantization import QuantType, quantize_dynamic
+
+    wanted = constant_matrices(onnx.load(str(source)))
+    # It advises to run a shape inference first, which changes nothing for these graphs.
+    logging.getLogger().setLevel(logging.ERROR)
+    quantize_dynamic(
+        str(source),
+        str(target),
+        per_channel=parameters.per_channel == "Enabled",
+        reduce_range=parameters.reduce_range == "Enabled",
+        weight_type=QuantType.QInt8,
+        # Without it, a tensor whose type shape inference did not find ends the whole attempt.
+        extra_options={"DefaultTensorType": onnx.TensorProto.FLOAT},
+    )
+    quantized = onnx.load(str(target))
+    operators = Counter(node.op_type for node in quantized.graph.node)
+    found = operators["MatMulInteger"]
+    left = constant_matrices(quantized)
+    if found != wanted or left:
+        raise QuantizationIncomplete(
+            f"{found} of {wanted} matrix products became int8, {left} stayed fp32; report the"
+            " model, please"
         )
-        quantized = onnx.load(str(made.path))
-        operators = Counter(node.op_type for node in quantized.graph.node)
-        found = operators["MatMulInteger"]
-        left = constant_matrices(quantized)
-        if found != wanted or left:
-            raise QuantizationIncomplete(
-                f"{found} of {wanted} matrix products became int8, {left} stayed fp32; report the"
-                " model, please"
-            )
-        tables = int8_tables(quantized)
-        return made, f"{found} matrices and {tables} embedding tables int8"
+    return found, int8_tables(quantized)
 
 
 def constant_matrices(model: onnx.ModelProto) -> int:

@@ -66,7 +66,7 @@ METHODS = {
 """The step `quantize`, by its method."""
 STEPS = {
     "trimVocabulary": Entry("kompakt.jobs.compress.trim", "TrimTokens", needs_torch=True),
-    "prune": Entry("kompakt.jobs.compress.prune", "PruneFeedForward", needs_torch=True),
+    "prune": Entry("kompakt.jobs.compress.prune", "PruneUnits", needs_torch=True),
     "distill": Entry("kompakt.jobs.compress.distill", "DistillLogits", needs_torch=True),
     "quantize": METHODS["DynamicInt8"],
     "calibrate": Entry(

@@ -22,6 +22,9 @@ from kompakt.jobs.models.text import length_batches, pad
 if TYPE_CHECKING:
     from tokenizers import Encoding, Tokenizer
 
+    from kompakt.jobs.compress.latency import LatencyTable, Precision
+    from kompakt.jobs.models.encoder import Encoder
+
 
 @dataclass
 class TrainingData:
@@ -36,6 +39,8 @@ class TrainingData:
     seed: int
     teacher: Callable[[list[str]], Logits]
     """The baseline's logits for some texts."""
+    latency_table: Callable[[Encoder, Sequence[int], Precision], LatencyTable] | None = None
+    """What layers like the model's cost on this pod, for texts of such lengths."""
     keep: Callable[[], str] | None = None
     """Stores the model as it is and returns its digest, for a step that must give up."""
     details: dict[str, Any] = field(default_factory=dict)

@@ -331,6 +331,10 @@ def _check_settings(checkpoint: Checkpoint, *, origin: str) -> None:
 def _check_layers(checkpoint: Checkpoint, *, hidden: int, origin: str) -> None:
     """The matrices of each layer fit each other: of a pruned model only they tell its sizes."""
     width = checkpoint.head_width
+    if not any(checkpoint.layer_shape(n, "query.weight")[0] for n in range(checkpoint.layer_count)):
+        raise ModelUnsupported(
+            f"{origin} has no attention head in any layer, so its answers depend on no text"
+        )
     for number in range(checkpoint.layer_count):
         rows, neurons = (checkpoint.layer_shape(number, f"{n}.weight")[0] for n in ("query", "up"))
         if rows % width:

@@ -72,10 +72,7 @@ class Layer(nn.Module):
 
     @override
     def forward(self, x: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
-        x = self.attend(x, mask)
-        change = self.down(self.neurons(x)) if self.ffn_size else self.down.bias
-        y: torch.Tensor = self.norm(change + x)
-        return y
+        return self.feed(self.attend(x, mask))
 
     def attend(self, x: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
         """The first half: what the feed-forward network reads."""
@@ -91,6 +88,12 @@ class Layer(nn.Module):
         # Scaling the query, not the scores, is one pass over the smaller tensor.
         scores = (query * self.width**-0.5) @ key.transpose(-1, -2) + mask
         return _merge_heads(scores.softmax(dim=-1) @ value, self.heads * self.width)
+
+    def feed(self, x: torch.Tensor) -> torch.Tensor:
+        """The second half, from what the first gives."""
+        change = self.down(self.neurons(x)) if self.ffn_size else self.down.bias
+        y: torch.Tensor = self.norm(change + x)
+        return y
 
     def neurons(self, x: torch.Tensor) -> torch.Tensor:
         """The values of the feed-forward network's neurons."""
@@ -150,8 +153,7 @@ class Encoder(nn.Module):
         x, mask = self.embed(input_ids, attention_mask, token_type_ids)
         for layer in self.layers:
             x = layer(x, mask)
-        logits: torch.Tensor = self.out(self.head_activation(self.head(x[:, 0])))
-        return logits
+        return self.classify(x)
 
     def embed(
         self,
@@ -178,6 +180,11 @@ class Encoder(nn.Module):
         """Puts another table of token embeddings in place."""
         self.word = nn.Embedding.from_pretrained(rows.contiguous(), freeze=False)
         self.config = replace(self.config, vocabulary=len(rows))
+
+    def classify(self, x: torch.Tensor) -> torch.Tensor:
+        """The logits, from what the last layer gives."""
+        logits: torch.Tensor = self.out(self.head_activation(self.head(x[:, 0])))
+        return logits
 
     def encoder_layers(self) -> list[Layer]:
         """The layers, typed."""

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
+from torch import nn
 from torch.jit._trace import TracerWarning
 
 from kompakt.jobs.errors import ExportMismatch
@@ -41,19 +42,32 @@ def export(encoder: Encoder, path: Path, *, input_names: Sequence[str]) -> None:
         for name in names
     )
     axes = {name: {0: "batch", 1: "tokens"} for name in names} | {"logits": {0: "batch"}}
+    trace(encoder, inputs, path, input_names=names, output_names=["logits"], dynamic_axes=axes)
+
+
+def trace(
+    module: nn.Module,
+    inputs: tuple[torch.Tensor, ...],
+    path: Path,
+    *,
+    input_names: list[str],
+    output_names: list[str],
+    dynamic_axes: dict[str, dict[int, str]],
+) -> None:
+    """Writes a graph of any module, of what it does with these inputs."""
     with warnings.catch_warnings(), torch.no_grad():
         # Torch announces the end of this exporter at every call; why it is used stands above.
         warnings.simplefilter("ignore", DeprecationWarning)
         # Shapes that tracing takes for constants are what `parity` looks for.
         warnings.simplefilter("ignore", TracerWarning)
         torch.onnx.export(
-            encoder,
+            module,
             inputs,
             str(path),
             dynamo=False,
-            input_names=names,
-            output_names=["logits"],
-            dynamic_axes=axes,
+            input_names=input_names,
+            output_names=output_names,
+            dynamic_axes=dynamic_axes,
             opset_version=OPSET,
             do_constant_folding=True,
         )

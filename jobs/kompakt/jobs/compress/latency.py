@@ -1,0 +1,283 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What attention with so many heads and a feed-forward network with so many neurons cost here.
+
+Measured, not counted: half of the parameters is not half of the time, and how much it is differs
+from CPU to CPU, from fp32 to int8 and with the length of texts. A few sizes are exported, quantized
+if the recipe ends so, and timed in ONNX Runtime on this pod with its threads; between them lines
+are drawn (the lookup table of ZipLM, Kurtic et al. 2023, arXiv:2302.04089, section 3).
+
+The table is kept in the store by hardware, so that it is measured once, and so that a Job that runs
+again prunes alike.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from statistics import median
+from typing import Any, Literal
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import nn
+from typing_extensions import override
+
+from kompakt.api.artifact import canonical_json, sha256_digest
+from kompakt.api.recipe import Quantize
+from kompakt.jobs import machine
+from kompakt.jobs.compress.quantize import to_int8
+from kompakt.jobs.models.encoder import Encoder, EncoderConfig, Layer
+from kompakt.jobs.models.export import trace
+from kompakt.jobs.models.session import open_session
+from kompakt.jobs.progress import say
+from kompakt.jobs.store import Store
+
+Precision = Literal["Int8", "Fp32"]
+
+VERSION = 1
+"""Part of the key: raised when what is measured changes."""
+DEPTH = 2
+"""Layers in each graph, so that the call of a graph weighs less and weights leave the cache."""
+LENGTH_SHARES = (1 / 6, 1 / 2, 5 / 6)
+"""Quantiles of the texts' lengths that stand for all."""
+LENGTH_MULTIPLE = 8
+SECONDS = 10.0
+"""For all rounds, if these are not fewer than the least."""
+LEAST_ROUNDS = 7
+RUNS = 3
+"""Of a graph in a round, after one that is not counted."""
+
+
+@dataclass(frozen=True)
+class LatencyTable:
+    """Microseconds of one half of a layer by its heads or neurons, ascending, batch 1."""
+
+    attention: dict[int, float]
+    feed_forward: dict[int, float]
+
+    def of_attention(self, heads: int) -> float:
+        """An attention with so many heads."""
+        return _interpolate(self.attention, heads)
+
+    def of_feed_forward(self, neurons: int) -> float:
+        """A feed-forward network with so many neurons."""
+        return _interpolate(self.feed_forward, neurons)
+
+    def estimate(self, layers: Sequence[Layer]) -> float:
+        """All these layers together."""
+        return sum(
+            self.of_attention(layer.heads) + self.of_feed_forward(layer.ffn_size)
+            for layer in layers
+        )
+
+    def to_wire(self) -> dict[str, list[list[float]]]:
+        """As JSON."""
+        return {
+            "attention": [[count, round(t, 3)] for count, t in self.attention.items()],
+            "feedForward": [[count, round(t, 3)] for count, t in self.feed_forward.items()],
+        }
+
+    @classmethod
+    def from_wire(cls, value: Any) -> LatencyTable | None:
+        """From JSON; None when it is no table."""
+        try:
+            return cls(
+                attention={int(count): float(t) for count, t in value["attention"]},
+                feed_forward={int(count): float(t) for count, t in value["feedForward"]},
+            )
+        except (TypeError, ValueError, KeyError):
+            return None
+
+
+@dataclass(frozen=True)
+class LatencyMeter:
+    """Makes tables on this pod, or finds them in the store."""
+
+    store: Store
+    scratch: Path
+    threads: int
+
+    def table(self, encoder: Encoder, lengths: Sequence[int], precision: Precision) -> LatencyTable:
+        """The table for layers as wide as this model's; `lengths` are those of its texts."""
+        some = typical_lengths(lengths)
+        layers = encoder.encoder_layers()
+        heads = grid(max(layer.heads for layer in layers), multiple=1)
+        neurons = grid(max(layer.ffn_size for layer in layers), multiple=16)
+        key = self._key(encoder.config, heads, neurons, lengths=some, precision=precision)
+        cached = LatencyTable.from_wire(self.store.get_json(key))
+        if cached is not None:
+            say("the latency table was in the store")
+            return cached
+        table = measure(
+            encoder.config,
+            heads=heads,
+            neurons=neurons,
+            lengths=some,
+            precision=precision,
+            scratch=self.scratch,
+            threads=self.threads,
+        )
+        self.store.put_json(key, table.to_wire())
+        return table
+
+    def _key(
+        self,
+        config: EncoderConfig,
+        heads: Sequence[int],
+        neurons: Sequence[int],
+        *,
+        lengths: Sequence[int],
+        precision: Precision,
+    ) -> str:
+        what = {
+            "version": VERSION,
+            "hidden": config.hidden,
+            "headWidth": config.head_width,
+            "activation": config.activation,
+            "heads": list(heads),
+            "neurons": list(neurons),
+            "lengths": list(lengths),
+            "precision": precision,
+        }
+        digest = sha256_digest(canonical_json(what)).split(":")[1]
+        return f"latency/{hardware_key(self.threads)}-{digest}"
+
+
+def hardware_key(threads: int) -> str:
+    """What tables are kept by, and what pruning by latency follows from."""
+    import onnxruntime
+
+    return machine.feature_key((onnxruntime.__version__, str(threads)))
+
+
+def typical_lengths(lengths: Sequence[int]) -> list[int]:
+    """A few lengths that stand for all, rounded up, so that like data shares a table."""
+    ordered = sorted(lengths)
+    some = (ordered[int(share * len(ordered))] for share in LENGTH_SHARES)
+    return [-(-length // LENGTH_MULTIPLE) * LENGTH_MULTIPLE for length in some]
+
+
+def grid(most: int, *, multiple: int) -> list[int]:
+    """The sizes that are measured: none, the smallest, and quarters of the largest."""
+    quarters = (max(1, round(most * k / 4 / multiple)) * multiple for k in (1, 2, 3))
+    return sorted({0, min(multiple, most), *(q for q in quarters if q < most), most})
+
+
+def measure(
+    config: EncoderConfig,
+    *,
+    heads: Sequence[int],
+    neurons: Sequence[int],
+    lengths: Sequence[int],
+    precision: Precision,
+    scratch: Path,
+    threads: int,
+) -> LatencyTable:
+    """Times both halves in all these sizes; a text's latency is the mean over the lengths."""
+    started = time.monotonic()
+    graphs = [(_Attention, count) for count in heads] + [(_FeedForward, count) for count in neurons]
+    sessions = []
+    for number, (half, count) in enumerate(graphs):
+        path = scratch / f"latency-{number}.onnx"
+        _write(half(config, count), path, config=config, precision=precision)
+        sessions.append(open_session(path, threads=threads))
+        path.unlink()
+    times = [0.0] * len(graphs)
+    inputs = [_inputs(config, length) for length in lengths]
+    rounds = list(_rounds(sessions, inputs))
+    for number in range(len(graphs)):
+        # A median for each length, then their mean: long texts are slow, not noisy.
+        each = [median(r[place][number] for r in rounds) for place in range(len(lengths))]
+        times[number] = 1e6 * sum(each) / len(each) / DEPTH
+    say(f"measured {len(graphs)} sizes in {time.monotonic() - started:.1f} s")
+    return LatencyTable(
+        attention=_ascending(heads, times[: len(heads)]),
+        feed_forward=_ascending(neurons, times[len(heads) :]),
+    )
+
+
+def _rounds(
+    sessions: Sequence[Any], inputs: Sequence[dict[str, NDArray[Any]]]
+) -> Iterator[list[list[float]]]:
+    """Seconds by length and graph, all graphs in turn, until the time is up."""
+    started = time.monotonic()
+    number = 0
+    while number < LEAST_ROUNDS or time.monotonic() - started < SECONDS:
+        yield [[_time(session, one) for session in sessions] for one in inputs]
+        number += 1
+
+
+def _time(session: Any, inputs: dict[str, NDArray[Any]]) -> float:
+    names = {entry.name for entry in session.get_inputs()}
+    taken = {name: array for name, array in inputs.items() if name in names}
+    session.run(None, taken)
+    started = time.perf_counter()
+    for _ in range(RUNS):
+        session.run(None, taken)
+    return (time.perf_counter() - started) / RUNS
+
+
+class _Attention(nn.Module):
+    """First halves of layers, one after the other."""
+
+    def __init__(self, config: EncoderConfig, heads: int) -> None:
+        super().__init__()
+        self.layers = nn.ModuleList(Layer(config, heads=heads, ffn_size=0) for _ in range(DEPTH))
+
+    @override
+    def forward(self, x: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
+        for layer in self.layers:
+            x = layer.attend(x, mask)  # type: ignore[operator]
+        return x
+
+
+class _FeedForward(nn.Module):
+    """Second halves of layers, one after the other."""
+
+    def __init__(self, config: EncoderConfig, neurons: int) -> None:
+        super().__init__()
+        self.layers = nn.ModuleList(Layer(config, heads=0, ffn_size=neurons) for _ in range(DEPTH))
+
+    @override
+    def forward(self, x: torch.Tensor, _mask: torch.Tensor) -> torch.Tensor:
+        for layer in self.layers:
+            x = layer.feed(x)  # type: ignore[operator]
+        return x
+
+
+def _write(half: nn.Module, path: Path, *, config: EncoderConfig, precision: Precision) -> None:
+    arrays = _inputs(config, 8)
+    plain = path.with_suffix(".fp32")
+    trace(
+        half.eval(),
+        tuple(torch.from_numpy(array) for array in arrays.values()),
+        plain,
+        input_names=list(arrays),
+        output_names=["y"],
+        dynamic_axes={"x": {1: "tokens"}, "mask": {3: "tokens"}},
+    )
+    if precision == "Int8":
+        to_int8(plain, path, Quantize())
+        plain.unlink()
+    else:
+        plain.rename(path)
+
+
+def _inputs(config: EncoderConfig, length: int) -> dict[str, NDArray[Any]]:
+    draw = np.random.default_rng(0)
+    return {
+        "x": draw.standard_normal((1, length, config.hidden), dtype=np.float32),
+        "mask": np.zeros((1, 1, 1, length), dtype=np.float32),
+    }
+
+
+def _ascending(counts: Sequence[int], times: Sequence[float]) -> dict[int, float]:
+    """What measures faster though it is larger is noise."""
+    return dict(zip(counts, np.maximum.accumulate(np.array(times)).tolist(), strict=True))
+
+
+def _interpolate(points: dict[int, float], count: int) -> float:
+    return float(np.interp(count, list(points), list(points.values())))
