@@ -120,6 +120,7 @@ def run_object(
     *,
     status: CompressionRunStatus | None = None,
     name: str = "sentiment-0a1b2c3d",
+    recipes: Mapping[str, CompressionRecipeSpec] = RECIPES,
 ) -> Run:
     """A CompressionRun of that policy."""
     run_spec = CompressionRunSpec.model_validate(
@@ -127,7 +128,7 @@ def run_object(
             "policyRef": {"name": "sentiment"},
             "inputsDigest": digest_of("inputs"),
             "policy": (spec or policy_spec()).to_wire(),
-            "recipes": [{"name": n, "spec": r.to_wire()} for n, r in RECIPES.items()],
+            "recipes": [{"name": n, "spec": r.to_wire()} for n, r in recipes.items()],
         }
     )
     labels = {names.MANAGED_BY_LABEL: names.MANAGED_BY}

@@ -196,6 +196,23 @@ def test_the_trigger_annotation_starts_a_run() -> None:
     assert len(made.rollouts) == 1
 
 
+def test_a_search_starts_from_the_run_before() -> None:
+    """A new run of a policy that searches has the figures of the last one that went well."""
+    made = PolicyWorld(policy(policy_spec(search={"recipes": [{"name": "prune-int8"}]})))
+    made.settle()
+    first = made.run
+    assert first.spec.prior is None
+    made.end_run(first.meta.name)
+    made.settle()
+    made.annotate(names.TRIGGER_ANNOTATION, "monday")
+    made.settle()
+    prior = made.runs[made.status.run or ""].spec.prior
+
+    assert prior is not None
+    assert prior.run == first.meta.name
+    assert {trial.recipe for trial in prior.trials} == {"prune-int8"}
+
+
 def test_a_run_that_ended_is_kept_when_inputs_change() -> None:
     """Only unfinished runs are stopped, and only those that a policy made."""
     made = chosen()

@@ -18,8 +18,10 @@ from kompakt.controllers.search import (
     Proposal,
     RecipeError,
     _told,
+    _told_before,
     propose,
     recipe_problem,
+    remember,
     resolve,
 )
 
@@ -166,6 +168,50 @@ def test_the_same_status_gives_the_same_proposal() -> None:
         trials.append(as_measured(ask(search, trials), number))
 
     assert ask(search, trials) == ask(search, trials)
+
+
+def test_a_search_goes_on_where_an_earlier_run_ended() -> None:
+    """What an earlier run found guides the first trials already, which else are at random; nothing
+    of it counts as tried.
+    """
+    space = {"prune-int8": recipe(prune__ffnKeepPermille=(20, 1000, 5))}
+    search = searching(maxTrials=6)
+
+    def near(*, told: bool) -> int:
+        close = 0
+        for uid in "abcdef":
+            earlier = search_on(searching(maxTrials=24), space, run_uid=f"before {uid}")
+            prior = remember(earlier, space, target=GOAL.target.name) if told else []
+            trials: list[Trial] = []
+            while len(trials) < search.max_trials:
+                found = propose(search, space, trials=trials, goal=GOAL, run_uid=uid, prior=prior)
+                assert found is not None
+                trials.append(as_measured(found, len(trials)))
+            close += sum(450 <= kept(trial) <= 650 for trial in trials)
+        return close
+
+    assert near(told=True) > 1.5 * near(told=False)
+
+
+def test_what_is_remembered_is_what_was_measured() -> None:
+    """Trials that ended, with the values of the ranges, also those of a recipe's own trial; what
+    failed is forgotten, and so are values that the ranges do not have any more.
+    """
+    space = {"prune-int8": recipe(prune__ffnKeepPermille=(300, 500, 100))}
+    proposal = ask(searching(), [], space)
+    trials = [
+        as_measured(proposal, 0),
+        tried(proposal, 1, state="Infeasible"),
+        tried(proposal, 2, state="Failed"),
+    ]
+    found = remember(trials, space, target=GOAL.target.name)
+    other = {"prune-int8": recipe(prune__ffnKeepPermille=(600, 800, 100))}
+
+    assert [trial.state for trial in found] == ["Complete", "Infeasible"]
+    assert found[0].parameters == list(proposal.parameters)
+    assert len(_told_before(found, space, GOAL)) == 2
+    assert _told_before(found, other, GOAL) == []
+    assert remember(trials, {}, target=GOAL.target.name) == []
 
 
 def test_generations_find_the_front() -> None:

@@ -208,6 +208,11 @@ BAD_OTHERS = [
         ),
         "minimum must not be above maximum",
     ),
+    (
+        "CompressionRecipe",
+        changed(RECIPE, "family", [300, 500]),
+        "family begins with the largest share",
+    ),
     ("ModelVariant", changed(VARIANT, "digest", "latest"), "spec.digest"),
     ("ModelVariant", changed(VARIANT, "labels", ["one"]), "spec.labels"),
     ("VariantRollout", {"policyRef": {"name": "x"}}, "spec.candidateRef: Required value"),

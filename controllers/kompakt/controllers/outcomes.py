@@ -13,8 +13,9 @@ from typing import TypeVar
 from kompakt.api.base import Model
 from kompakt.api.measure import LatencyFigures, PairedCounts
 from kompakt.api.policy import CompressionPolicySpec, Target
+from kompakt.api.recipe import CompressionRecipeSpec
 from kompakt.api.run import CompressionRunStatus, TargetResult, Trial
-from kompakt.controllers import objects, tasks
+from kompakt.controllers import family, objects, tasks
 from kompakt.controllers.cost import cost_micros_per_million
 from kompakt.controllers.plan import JobState, RunObserved
 
@@ -86,17 +87,8 @@ def _imported(observed: RunObserved, status: CompressionRunStatus) -> Compressio
             hint = f": give HardwareProfile {work.profile} more jobMemoryMebibytes"
         raise RunFailedError(outcome.reason, outcome.message + hint)
     recipes = {named.name: named.spec for named in run.spec.recipes}
-    trials = [
-        Trial(
-            number=number,
-            recipe=ref.name,
-            origin="Recipe",
-            steps=recipes[ref.name].steps,
-            state="Proposed",
-            proposed_because="the policy's recipes name it",
-        )
-        for number, ref in enumerate(policy.recipes)
-    ]
+    wanted = [member for ref in policy.recipes for member in _members(recipes[ref.name], ref.name)]
+    trials = [member.evolve(number=number) for number, member in enumerate(wanted)]
     return status.evolve(
         baseline=outcome,
         baseline_variant=objects.variant_name(run.spec.policy_ref.name, outcome.artifact_digest),
@@ -104,6 +96,24 @@ def _imported(observed: RunObserved, status: CompressionRunStatus) -> Compressio
         trials_complete=0,
         trials_total=len(trials) + (policy.search.max_trials if policy.search else 0),
     )
+
+
+def _members(recipe: CompressionRecipeSpec, name: str) -> list[Trial]:
+    """The trials of a recipe: one, or one for each member of its family."""
+    because = ["the policy's recipes name it"]
+    if recipe.family:
+        because = [f"{share} permille of the latency, of its family" for share in recipe.family]
+    return [
+        Trial(
+            number=0,
+            recipe=name,
+            origin="Recipe",
+            steps=steps,
+            state="Proposed",
+            proposed_because=why,
+        )
+        for steps, why in zip(family.chains(recipe), because, strict=True)
+    ]
 
 
 def _advanced(observed: RunObserved, trial: Trial) -> Trial:

@@ -19,8 +19,10 @@ from kompakt.api.artifact import canonical_json, sha256_digest
 from kompakt.api.base import LocalRef
 from kompakt.api.recipe import CompressionRecipeSpec
 from kompakt.api.rollout import VariantRolloutSpec
-from kompakt.api.run import CompressionRunSpec, NamedRecipe
-from kompakt.controllers import objects, policy_status, search, tasks
+from kompakt.api.run import CompressionRunSpec, NamedRecipe, Prior
+from kompakt.controllers import family, objects, policy_status, search, tasks
+from kompakt.controllers.conditions import is_true
+from kompakt.controllers.outcomes import lead_target
 from kompakt.controllers.plan import (
     Action,
     Create,
@@ -91,7 +93,9 @@ def find_problems(observed: PolicyObserved) -> list[Problem]:
         if recipe is None:
             text = f"CompressionRecipe {name} not found in namespace {namespace}: {mend}"
             problems.append(Problem("RecipeNotFound", text))
-        elif name in searched and (wrong := search.recipe_problem(recipe)) is not None:
+        elif (wrong := family.problem(recipe)) is not None or (
+            name in searched and (wrong := search.recipe_problem(recipe)) is not None
+        ):
             problems.append(Problem("RecipeInvalid", f"CompressionRecipe {name}: {wrong}"))
     problems += [
         Problem("HardwareProfileNotFound", f"HardwareProfile {name} not found: {mend}")
@@ -164,8 +168,23 @@ def _run_manifest(observed: PolicyObserved, *, name: str, digest: str) -> Manife
         trigger=_trigger(observed),
         policy=policy.spec,
         recipes=[NamedRecipe(name=n, spec=recipe) for n, recipe in _recipes(observed).items()],
+        prior=_prior(observed),
     )
     return _child(observed, "CompressionRun", name=name, spec=spec.to_wire())
+
+
+def _prior(observed: PolicyObserved) -> Prior | None:
+    """What the last run that went well measured, for a search to start from."""
+    spec = observed.policy.spec
+    ended = [run for run in observed.runs if is_true(run.status.conditions, "Succeeded")]
+    last = max(ended, key=lambda run: run.status.started_unix_seconds or 0, default=None)
+    if spec.search is None or last is None or last.status.baseline is None:
+        return None
+    searched = {ref.name: observed.recipes[ref.name] for ref in spec.search.recipes}
+    trials = search.remember(last.status.trials, searched, target=lead_target(spec).name)
+    return Prior(
+        run=last.meta.name, model_parameters=last.status.baseline.parameters, trials=trials
+    )
 
 
 def _child(observed: PolicyObserved, kind: str, *, name: str, spec: Any) -> Manifest:

@@ -25,7 +25,7 @@ from collections.abc import Iterable
 
 from kompakt.api.base import Condition
 from kompakt.api.run import CompressionRunStatus, TargetResult, Trial
-from kompakt.controllers import ablation, objects, search, tasks
+from kompakt.controllers import ablation, family, objects, search, tasks
 from kompakt.controllers.conditions import ConditionStatus, condition, find, merge
 from kompakt.controllers.outcomes import ENDED, RunFailedError, lead_target, record
 from kompakt.controllers.plan import (
@@ -87,6 +87,9 @@ def _check_recipes(run: Run) -> None:
     for name in [ref.name for ref in policy.recipes] + searched:
         if name not in recipes:
             raise RunFailedError("RecipeNotFound", f"spec.recipes of the run lacks {name}")
+    for ref in policy.recipes:
+        if (problem := family.problem(recipes[ref.name])) is not None:
+            raise RunFailedError("RecipeInvalid", f"CompressionRecipe {ref.name}: {problem}")
     for name in searched:
         if (problem := search.recipe_problem(recipes[name])) is not None:
             raise RunFailedError("RecipeInvalid", f"CompressionRecipe {name}: {problem}")
@@ -105,12 +108,23 @@ def _proposed(observed: RunObserved, status: CompressionRunStatus) -> Compressio
     goal = search.Goal(lead_target(policy), tuple(policy.gates), policy.optimize_for)
     recipes = {named.name: named.spec for named in observed.run.spec.recipes}
     trials = list(status.trials)
+    prior = observed.run.spec.prior
+    same_size = (
+        prior is not None
+        and status.baseline is not None
+        and (prior.model_parameters == status.baseline.parameters)
+    )
     while (
         sum(trial.state not in ENDED for trial in trials) < wanted.max_parallel_trials
         and sum(trial.origin == "Search" for trial in trials) < wanted.max_trials
     ):
         found = search.propose(
-            wanted, recipes, trials=trials, goal=goal, run_uid=observed.run.meta.uid
+            wanted,
+            recipes,
+            trials=trials,
+            goal=goal,
+            run_uid=observed.run.meta.uid,
+            prior=prior.trials if prior is not None and same_size else (),
         )
         if found is None:
             break

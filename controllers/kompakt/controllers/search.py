@@ -28,7 +28,7 @@ from pydantic import ValidationError
 from kompakt.api.artifact import canonical_json, sha256_digest
 from kompakt.api.policy import Gate, Optimize, Search, Target
 from kompakt.api.recipe import CompressionRecipeSpec, SearchRange, Step
-from kompakt.api.run import Parameter, Trial
+from kompakt.api.run import Parameter, PriorTrial, TargetResult, Trial
 from kompakt.controllers.bounds import drop_basis_points
 from kompakt.controllers.select import drops_seen, evidence, limits, objective
 
@@ -88,6 +88,7 @@ def propose(
     trials: Sequence[Trial],
     goal: Goal,
     run_uid: str,
+    prior: Sequence[PriorTrial] = (),
 ) -> Proposal | None:
     """The next trial; None when every combination was tried.
 
@@ -97,6 +98,8 @@ def propose(
         trials: All trials of the run so far.
         goal: What is minimized and what must be kept.
         run_uid: Seeds the sampler, together with the number of trials.
+        prior: What was found for an earlier state of the model. The study learns from it, but it
+            counts as untried: this model may be another.
     """
     space = {ref.name: recipes[ref.name] for ref in search.recipes}
     number = len(trials)
@@ -108,7 +111,7 @@ def propose(
 
     searched = sum(trial.origin == "Search" for trial in trials)
     starts = max(2, min(_MOST_RANDOM_STARTS, search.max_trials // _BUDGET_SHARE_AT_RANDOM))
-    told = _told(trials, space, goal)
+    told = [*_told_before(prior, space, goal), *_told(trials, space, goal)]
     if search.sampler == "Grid":
         # One order for the whole run: whatever budget it has, it is spread over the space.
         sampled = _untried(space, int(sha256_digest(run_uid.encode())[-8:], 16))
@@ -121,13 +124,9 @@ def propose(
         because = "all that the sampler proposed was tried already: the next that was not"
     if point is None:
         return None
-    ranges = space[point.recipe].ranges
     return Proposal(
         recipe=point.recipe,
-        parameters=tuple(
-            Parameter(step=r.step, name=r.parameter, value=value)
-            for r, value in zip(ranges, point.values, strict=True)
-        ),
+        parameters=tuple(_parameters(point, space)),
         steps=tuple(_steps(point, space)),
         because=because,
     )
@@ -173,6 +172,37 @@ def recipe_problem(recipe: CompressionRecipeSpec) -> str | None:
     return None
 
 
+def remember(
+    trials: Sequence[Trial], recipes: Mapping[str, CompressionRecipeSpec], *, target: str
+) -> list[PriorTrial]:
+    """What a later search can learn from the trials of a run.
+
+    Args:
+        trials: Of a run that has ended.
+        recipes: Those that will be searched.
+        target: Name of the target that leads.
+    """
+    found = []
+    for trial in trials:
+        point = _point(trial, recipes)
+        if point is None or trial.state not in {"Complete", "Infeasible"}:
+            continue
+        figures = next((t for t in trial.targets if t.target == target), None)
+        if figures is not None and figures.evaluation is not None:
+            # Slices are for gates, which look at this run's own.
+            figures = figures.evolve(evaluation=figures.evaluation.evolve(slices=[]))
+        found.append(
+            PriorTrial(
+                recipe=trial.recipe,
+                parameters=_parameters(point, recipes),
+                state="Complete" if trial.state == "Complete" else "Infeasible",
+                size_bytes=trial.size_bytes,
+                figures=figures,
+            )
+        )
+    return found
+
+
 # --- the space -----------------------------------------------------------------------------------
 
 
@@ -181,12 +211,14 @@ def _grid(r: SearchRange) -> range:
 
 
 def _steps(point: _Point, space: Mapping[str, CompressionRecipeSpec]) -> list[Step]:
-    recipe = space[point.recipe]
-    parameters = [
+    return resolve(space[point.recipe], _parameters(point, space))
+
+
+def _parameters(point: _Point, space: Mapping[str, CompressionRecipeSpec]) -> list[Parameter]:
+    return [
         Parameter(step=r.step, name=r.parameter, value=value)
-        for r, value in zip(recipe.ranges, point.values, strict=True)
+        for r, value in zip(space[point.recipe].ranges, point.values, strict=True)
     ]
-    return resolve(recipe, parameters)
 
 
 def _key(steps: Sequence[Step]) -> bytes:
@@ -264,15 +296,41 @@ def _told(
             told.append(_Told(point, running=True))
             continue
         figures = next((t for t in trial.targets if t.target == goal.target.name), None)
-        found = evidence(figures, size_bytes=trial.size_bytes)
-        if found is None:
-            continue
-        excesses = [*limits(found, target=goal.target), *drops_seen(found, goal.gates)]
-        value = objective(found, optimize_for=goal.optimize_for, target=goal.target)
-        drop = drop_basis_points(found.evaluation.selection) or 0
-        violation = sum(excess.relative for excess in excesses)
-        told.append(_Told(point, value=value, drop=drop, violation=violation))
+        if (one := _measured(point, figures, trial.size_bytes, goal)) is not None:
+            told.append(one)
     return told
+
+
+def _told_before(
+    prior: Sequence[PriorTrial], space: Mapping[str, CompressionRecipeSpec], goal: Goal
+) -> list[_Told]:
+    told = []
+    for trial in prior:
+        recipe = space.get(trial.recipe)
+        if recipe is None:
+            continue
+        known = {(p.step, p.name): p.value for p in trial.parameters}
+        values = [known.get((r.step, r.parameter)) for r in recipe.ranges]
+        if any(v not in _grid(r) for v, r in zip(values, recipe.ranges, strict=True)):
+            continue  # the ranges are others now
+        point = _Point(trial.recipe, tuple(v for v in values if v is not None))
+        if trial.state == "Infeasible":
+            told.append(_Told(point, violation=_DID_NOT_FIT))
+        elif (one := _measured(point, trial.figures, trial.size_bytes, goal)) is not None:
+            told.append(one)
+    return told
+
+
+def _measured(
+    point: _Point, figures: TargetResult | None, size_bytes: int | None, goal: Goal
+) -> _Told | None:
+    found = evidence(figures, size_bytes=size_bytes)
+    if found is None:
+        return None
+    excesses = [*limits(found, target=goal.target), *drops_seen(found, goal.gates)]
+    value = objective(found, optimize_for=goal.optimize_for, target=goal.target)
+    drop = drop_basis_points(found.evaluation.selection) or 0
+    return _Told(point, value=value, drop=drop, violation=sum(e.relative for e in excesses))
 
 
 def _sample(

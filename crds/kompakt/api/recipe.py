@@ -156,6 +156,11 @@ class Step(Model):
     calibrate: Calibrate | None = None
     """Set the scores right."""
 
+    @property
+    def works_on_graph(self) -> bool:
+        """Whether it works on the exported graph, and so comes after all that change weights."""
+        return self.quantize is not None or self.calibrate is not None
+
 
 class SearchRange(Model):
     """Values of one parameter that a search may try instead of the one in the step."""
@@ -188,8 +193,19 @@ class CompressionRecipeSpec(Model):
     """In the order in which they run."""
     ranges: Annotated[list[SearchRange], Field(max_length=16), ListType("atomic")] = []
     """Parameters that a search may vary."""
+    family: Annotated[
+        list[Annotated[int, Field(ge=20, le=999)]], Field(max_length=8), ListType("atomic")
+    ] = []
+    """Shares of the layers' latency in permille, the largest first: a run makes one variant for
+    each, by repeating the prune step and what follows it. Each goes on from the one before. (A
+    search leaves it out.)"""
 
     cel_rules: ClassVar[tuple[Cel, ...]] = (
+        Cel(
+            "!has(self.family) || self.family.size() < 2 || self.family.map(f, -f).isSorted()",
+            "family begins with the largest share",
+            ".family",
+        ),
         Cel(
             "self.steps.all(s, !has(s.quantize))"
             " || has(self.steps[self.steps.size() - 1].quantize)"

@@ -41,23 +41,6 @@ class NamedRecipe(Model):
     """What it said."""
 
 
-class CompressionRunSpec(Model):
-    """Immutable: a changed policy makes a new run."""
-
-    policy_ref: LocalRef
-    """The policy that made this run."""
-    inputs_digest: Digest
-    """Digest of everything that the run depends on."""
-    trigger: ShortText = ""
-    """What started it."""
-    policy: CompressionPolicySpec
-    """Snapshot of the policy."""
-    recipes: Annotated[
-        list[NamedRecipe], Field(min_length=1, max_length=32), ListType("map", ("name",))
-    ]
-    """Snapshot of all recipes that the policy names."""
-
-
 class Parameter(Model):
     """The value of a searched parameter."""
 
@@ -86,6 +69,51 @@ class TargetResult(Model):
     """Why there are no figures, in one word."""
     message: Message = ""
     """Why there are no figures."""
+
+
+class PriorTrial(Model):
+    """What an earlier run found for some parameters of a recipe."""
+
+    recipe: Name
+    """The recipe that was tried."""
+    parameters: Annotated[list[Parameter], Field(max_length=16), ListType("atomic")] = []
+    """Values of all parameters that its ranges vary."""
+    state: Literal["Complete", "Infeasible"]
+    """How it ended."""
+    size_bytes: Count | None = None
+    """Of the artifact."""
+    figures: TargetResult | None = None
+    """On the target that led."""
+
+
+class Prior(Model):
+    """What an earlier run of the policy measured: where a search begins."""
+
+    run: ObjectName
+    """Name of that run."""
+    model_parameters: Count
+    """Weights of its model: a model of another size is another matter."""
+    trials: Annotated[list[PriorTrial], Field(max_length=64), ListType("atomic")] = []
+    """Those of the recipes that are searched."""
+
+
+class CompressionRunSpec(Model):
+    """Immutable: a changed policy makes a new run."""
+
+    policy_ref: LocalRef
+    """The policy that made this run."""
+    inputs_digest: Digest
+    """Digest of everything that the run depends on."""
+    trigger: ShortText = ""
+    """What started it."""
+    policy: CompressionPolicySpec
+    """Snapshot of the policy."""
+    recipes: Annotated[
+        list[NamedRecipe], Field(min_length=1, max_length=32), ListType("map", ("name",))
+    ]
+    """Snapshot of all recipes that the policy names."""
+    prior: Prior | None = None
+    """Figures of the run before it, which a search of a model of the same size starts from."""
 
 
 class Trial(Model):
