@@ -330,7 +330,8 @@ def _with_median(rows: Sequence[Row]) -> list[Row]:
 
 def _chains(name: str, spec: CompressionRecipeSpec) -> Iterator[tuple[str, list[Step]]]:
     """The recipe's chain, or those of its family by their shares of latency."""
-    for share, steps in zip(spec.family or [None], family.chains(spec), strict=True):
+    shares: list[int | None] = [*spec.family] or [None]
+    for share, steps in zip(shares, family.chains(spec), strict=True):
         yield (name if share is None else f"{name}/{share}"), steps
 
 

@@ -223,3 +223,22 @@ def measured(**figures: Any) -> TargetResult:
         benchmark=found.benchmark,
         cost_micros_per_million=figures.get("mean", 4000) * 18,
     )
+
+
+def recipe(**ranges: tuple[int, int, int]) -> CompressionRecipeSpec:
+    """Prune, distill and quantize, with ranges `step__parameter=(minimum, maximum, increment)`."""
+    return CompressionRecipeSpec.model_validate(
+        {
+            "steps": [{"prune": {}}, {"distill": {}}, {"quantize": {}}],
+            "ranges": [
+                {
+                    "step": key.split("__")[0],
+                    "parameter": key.split("__")[1],
+                    "minimum": low,
+                    "maximum": high,
+                    "increment": increment,
+                }
+                for key, (low, high, increment) in ranges.items()
+            ],
+        }
+    )

@@ -8,21 +8,19 @@ from collections.abc import Callable
 from typing import Any
 
 import pytest
-from tests.planning import RECIPES, measured, policy_spec
+from tests.planning import RECIPES, measured, policy_spec, recipe
 
 from kompakt.api.policy import Search, Target
 from kompakt.api.recipe import CompressionRecipeSpec
 from kompakt.api.run import Parameter, Trial
+from kompakt.controllers.ranges import resolve
 from kompakt.controllers.search import (
     Goal,
     Proposal,
-    RecipeError,
     _told,
     _told_before,
     propose,
-    recipe_problem,
     remember,
-    resolve,
 )
 
 GOAL = Goal(policy_spec().targets[0], tuple(policy_spec().gates), "Cost")
@@ -32,25 +30,6 @@ Measure = Callable[[int], Trial]
 def searching(**changes: Any) -> Search:
     """A search over the recipe with a range."""
     return Search.model_validate({"recipes": [{"name": "prune-int8"}]} | changes)
-
-
-def recipe(**ranges: tuple[int, int, int]) -> CompressionRecipeSpec:
-    """Prune, distill and quantize, with ranges `step__parameter=(minimum, maximum, increment)`."""
-    return CompressionRecipeSpec.model_validate(
-        {
-            "steps": [{"prune": {}}, {"distill": {}}, {"quantize": {}}],
-            "ranges": [
-                {
-                    "step": key.split("__")[0],
-                    "parameter": key.split("__")[1],
-                    "minimum": low,
-                    "maximum": high,
-                    "increment": increment,
-                }
-                for key, (low, high, increment) in ranges.items()
-            ],
-        }
-    )
 
 
 def tried(proposal: Proposal, number: int, **changes: Any) -> Trial:
@@ -373,22 +352,6 @@ def test_steps_carry_the_parameters() -> None:
     assert own[0].prune.ffn_keep_permille == 350
 
 
-@pytest.mark.parametrize(
-    ("ranges", "words"),
-    [
-        ({"prune__ffnKeepPermille": (20, 2000, 10)}, "prune.ffnKeepPermille"),
-        ({"prune__keep": (20, 200, 10)}, "prune sets no integer parameter keep; it sets dropL"),
-        ({"prune__importance": (20, 200, 10)}, "prune sets no integer parameter importance"),
-    ],
-)
-def test_wrong_ranges_are_explained(ranges: dict[str, tuple[int, int, int]], words: str) -> None:
-    """A range that a step would refuse is found before any Job runs, and named."""
-    problem = recipe_problem(recipe(**ranges))
-
-    assert problem is not None
-    assert words in problem
-
-
 STAGES = CompressionRecipeSpec.model_validate(
     {
         "steps": [
@@ -431,20 +394,6 @@ def test_stages_that_differ_lie_beside_the_space() -> None:
     same = own.evolve(steps=list(STAGES.steps))
     (told,) = _told([same], {"prune-int8": STAGES}, GOAL)
     assert told.point.values == (700,)
-
-
-def test_a_range_for_a_step_that_is_not_there() -> None:
-    """A range of a step that the recipe lacks is an error, and one range a parameter is enough."""
-    with pytest.raises(RecipeError, match="no step is distill"):
-        resolve(RECIPES["prune-int8"], [Parameter(step="distill", name="examples", value=1)])
-    twice = RECIPES["prune-int8"].evolve(ranges=RECIPES["prune-int8"].ranges * 2)
-    assert recipe_problem(twice) == "two ranges are for the same parameter: leave one"
-
-
-@pytest.mark.parametrize("name", list(RECIPES))
-def test_good_ranges_are_no_problem(name: str) -> None:
-    """The recipes of these tests can be searched."""
-    assert recipe_problem(RECIPES[name]) is None
 
 
 def test_optuna_is_silent_and_lazy(caplog: pytest.LogCaptureFixture) -> None:

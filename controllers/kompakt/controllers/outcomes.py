@@ -7,6 +7,7 @@ again, and may be deleted.
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import TypeVar
 
@@ -18,6 +19,7 @@ from kompakt.api.run import CompressionRunStatus, TargetResult, Trial
 from kompakt.controllers import family, objects, tasks
 from kompakt.controllers.cost import cost_micros_per_million
 from kompakt.controllers.plan import JobState, RunObserved
+from kompakt.controllers.select import Candidate
 
 PayloadT = TypeVar("PayloadT", bound=Model)
 CountsT = TypeVar("CountsT", bound=PairedCounts)
@@ -254,3 +256,34 @@ def _outcome(job: JobState, payload: PayloadT | None) -> PayloadT | _Failure:
     if payload is None:
         return _Failure("NoResult", f"Job {job.name} succeeded, but its result is lost")
     return payload
+
+
+def candidates(status: CompressionRunStatus, target: str, *, policy_name: str) -> list[Candidate]:
+    """What can be chosen for a target: the source and every trial, with figures or without."""
+
+    def on_target(results: Iterable[TargetResult]) -> TargetResult | None:
+        return next((result for result in results if result.target == target), None)
+
+    found = [
+        Candidate(
+            name="the source",
+            variant=status.baseline_variant,
+            size_bytes=status.baseline.size_bytes if status.baseline else None,
+            figures=on_target(status.baseline_targets),
+        )
+    ]
+    for trial in status.trials:
+        figures = on_target(trial.targets)
+        failed = figures if figures is not None and figures.reason is not None else trial
+        found.append(
+            Candidate(
+                name=trial.recipe,
+                trial=trial.number,
+                variant=objects.variant_name(policy_name, trial.digest) if trial.digest else None,
+                size_bytes=trial.size_bytes,
+                figures=figures,
+                reason=failed.reason or "NotMeasured",
+                message=failed.message,
+            )
+        )
+    return found

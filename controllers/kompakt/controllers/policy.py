@@ -20,7 +20,7 @@ from kompakt.api.base import LocalRef
 from kompakt.api.recipe import CompressionRecipeSpec
 from kompakt.api.rollout import VariantRolloutSpec
 from kompakt.api.run import CompressionRunSpec, NamedRecipe, Prior
-from kompakt.controllers import family, objects, policy_status, search, tasks
+from kompakt.controllers import family, objects, policy_status, ranges, search, tasks
 from kompakt.controllers.conditions import is_true
 from kompakt.controllers.outcomes import lead_target
 from kompakt.controllers.plan import (
@@ -94,7 +94,7 @@ def find_problems(observed: PolicyObserved) -> list[Problem]:
             text = f"CompressionRecipe {name} not found in namespace {namespace}: {mend}"
             problems.append(Problem("RecipeNotFound", text))
         elif (wrong := family.problem(recipe)) is not None or (
-            name in searched and (wrong := search.recipe_problem(recipe)) is not None
+            name in searched and (wrong := ranges.recipe_problem(recipe)) is not None
         ):
             problems.append(Problem("RecipeInvalid", f"CompressionRecipe {name}: {wrong}"))
     problems += [

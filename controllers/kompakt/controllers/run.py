@@ -25,9 +25,9 @@ from collections.abc import Iterable
 
 from kompakt.api.base import Condition
 from kompakt.api.run import CompressionRunStatus, TargetResult, Trial
-from kompakt.controllers import ablation, family, objects, search, tasks
+from kompakt.controllers import ablation, family, ranges, search, tasks
 from kompakt.controllers.conditions import ConditionStatus, condition, find, merge
-from kompakt.controllers.outcomes import ENDED, RunFailedError, lead_target, record
+from kompakt.controllers.outcomes import ENDED, RunFailedError, candidates, lead_target, record
 from kompakt.controllers.plan import (
     Action,
     Create,
@@ -39,7 +39,7 @@ from kompakt.controllers.plan import (
     WriteStatus,
 )
 from kompakt.controllers.render.variants import source_variant, trial_variant
-from kompakt.controllers.select import Candidate, choose
+from kompakt.controllers.select import choose
 
 LOOK_AGAIN_SECONDS = 60.0
 _CURRENT_MAX = 256
@@ -91,7 +91,7 @@ def _check_recipes(run: Run) -> None:
         if (problem := family.problem(recipes[ref.name])) is not None:
             raise RunFailedError("RecipeInvalid", f"CompressionRecipe {ref.name}: {problem}")
     for name in searched:
-        if (problem := search.recipe_problem(recipes[name])) is not None:
+        if (problem := ranges.recipe_problem(recipes[name])) is not None:
             raise RunFailedError("RecipeInvalid", f"CompressionRecipe {name}: {problem}")
 
 
@@ -319,7 +319,7 @@ def _finish(observed: RunObserved, status: CompressionRunStatus) -> Plan:
     choices = [
         choose(
             target,
-            _candidates(status, target.name, policy_name=observed.run.spec.policy_ref.name),
+            candidates(status, target.name, policy_name=observed.run.spec.policy_ref.name),
             gates=policy.gates,
             optimize_for=policy.optimize_for,
         )
@@ -343,35 +343,6 @@ def _finish(observed: RunObserved, status: CompressionRunStatus) -> Plan:
         Emit("RunSucceeded", text[:1024]),
     ]
     return Plan(tuple(actions))
-
-
-def _candidates(status: CompressionRunStatus, target: str, *, policy_name: str) -> list[Candidate]:
-    def on_target(results: Iterable[TargetResult]) -> TargetResult | None:
-        return next((result for result in results if result.target == target), None)
-
-    candidates = [
-        Candidate(
-            name="the source",
-            variant=status.baseline_variant,
-            size_bytes=status.baseline.size_bytes if status.baseline else None,
-            figures=on_target(status.baseline_targets),
-        )
-    ]
-    for trial in status.trials:
-        figures = on_target(trial.targets)
-        failed = figures if figures is not None and figures.reason is not None else trial
-        candidates.append(
-            Candidate(
-                name=trial.recipe,
-                trial=trial.number,
-                variant=objects.variant_name(policy_name, trial.digest) if trial.digest else None,
-                size_bytes=trial.size_bytes,
-                figures=figures,
-                reason=failed.reason or "NotMeasured",
-                message=failed.message,
-            )
-        )
-    return candidates
 
 
 # --- what people see -----------------------------------------------------------------------------
