@@ -81,7 +81,7 @@ images: ## build the three images and push them (REGISTRY=registry.example.com/t
 	done
 
 bench-%: bench/%.py $(VENV)
-	$(BIN)/python $< $(ARGS)
+	PYTHONPATH=. $(BIN)/python $< $(ARGS)
 
 # The lock keeps what it has: `make lock ARGS=--upgrade` takes newer releases. It names no index: pip's own settings decide.
 LOCK = UV_CUSTOM_COMPILE_COMMAND="make lock" $(BIN)/uv pip compile --quiet --generate-hashes --annotation-style line \

@@ -149,6 +149,7 @@ def test_the_same_status_gives_the_same_proposal() -> None:
     assert ask(search, trials) == ask(search, trials)
 
 
+@pytest.mark.slow
 def test_a_search_goes_on_where_an_earlier_run_ended() -> None:
     """What an earlier run found guides the first trials already, which else are at random; nothing
     of it counts as tried.
@@ -193,6 +194,7 @@ def test_what_is_remembered_is_what_was_measured() -> None:
     assert remember(trials, {}, target=GOAL.target.name) == []
 
 
+@pytest.mark.slow
 def test_generations_find_the_front() -> None:
     """NSGA-II looks for both ends and what is between: later generations lie near the front of
     speed and accuracy half as often again as random ones do.

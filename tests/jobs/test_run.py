@@ -76,6 +76,7 @@ def jobs(workshop: Any) -> Jobs:
     return Jobs(workshop)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("method", ["DynamicInt8", "OpenVinoInt8"])
 def test_the_whole_way(jobs: Jobs, method: str) -> None:
     """Import, compress, measure: each Job works on what the one before left in the store, in

@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 from __future__ import annotations
 
+import pytest
 import torch
 from torch import nn
 
@@ -26,6 +27,7 @@ def reference_step(
     return value
 
 
+@pytest.mark.slow
 def test_steps_are_those_of_the_paper() -> None:
     """Ten steps at changing rates give what the paper's algorithm gives."""
     generator = torch.Generator().manual_seed(0)

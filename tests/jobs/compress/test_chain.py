@@ -20,6 +20,8 @@ from kompakt.jobs.models.checkpoint import inspect
 from kompakt.jobs.store import Store
 from kompakt.jobs.task import Workplace
 
+pytestmark = pytest.mark.slow
+
 PRUNE: dict[str, Any] = {"prune": {"ffnKeepPermille": 500, "samples": 16}}
 DISTILL: dict[str, Any] = {"distill": {"examples": 64, "learningRateMicros": 50}}
 QUANTIZE: dict[str, Any] = {"quantize": {}}

@@ -15,6 +15,8 @@ from kompakt.jobs.compress.distill import DistillLogits
 from kompakt.jobs.errors import StepInvalid, TrainingDiverged
 from kompakt.jobs.evaluate.classifier import Logits
 
+pytestmark = pytest.mark.slow
+
 Benches = Callable[[str], Any]
 
 

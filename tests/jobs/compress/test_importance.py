@@ -17,6 +17,8 @@ from kompakt.jobs.compress.training import Batch
 from kompakt.jobs.models.architectures import ARCHITECTURES
 from kompakt.jobs.models.encoder import Encoder
 
+pytestmark = pytest.mark.slow
+
 Benches = Callable[[str], Any]
 
 

@@ -15,6 +15,8 @@ from kompakt.jobs.compress.latency import LatencyMeter, LatencyTable, grid, meas
 from kompakt.jobs.models.session import open_session
 from kompakt.jobs.store import Store
 
+pytestmark = pytest.mark.slow
+
 Benches = Callable[[str], Any]
 
 

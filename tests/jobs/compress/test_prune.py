@@ -16,6 +16,8 @@ from kompakt.jobs.compress.prune import PruneUnits, shrink
 from kompakt.jobs.errors import StepInvalid
 from kompakt.jobs.models.architectures import ARCHITECTURES
 
+pytestmark = pytest.mark.slow
+
 Benches = Callable[[str], Any]
 TABLE = LatencyTable(attention={0: 1.0, 1: 20.0, 4: 50.0}, feed_forward={0: 1.0, 16: 10.0, 128: 50})
 

@@ -25,6 +25,8 @@ from kompakt.jobs.models.session import import_openvino
 
 from .conftest import answers
 
+pytestmark = pytest.mark.slow
+
 Graphs = Callable[[str], Graph]
 FEW = Quantize(method="OpenVinoInt8", samples=16)
 

@@ -17,6 +17,8 @@ from kompakt.jobs.compress.refit import RIDGE, LeastSquares, refit, states_of
 from kompakt.jobs.compress.selection import by_share
 from kompakt.jobs.models.encoder import Encoder
 
+pytestmark = pytest.mark.slow
+
 Benches = Callable[[str], Any]
 
 

@@ -13,6 +13,8 @@ from kompakt.jobs.compress.refit import LeastSquares, states_of
 from kompakt.jobs.compress.selection import best
 from kompakt.jobs.compress.sensitivity import Curve, sensitivity
 
+pytestmark = pytest.mark.slow
+
 Benches = Callable[[str], Any]
 
 

@@ -13,6 +13,8 @@ from kompakt.jobs.compress.steps import split
 from kompakt.jobs.data.examples import Dataset, Example
 from kompakt.jobs.errors import StepInvalid
 
+pytestmark = pytest.mark.slow
+
 DIGEST = "sha256:" + "0" * 64
 LABELS = ["negative", "neutral", "positive"]
 PRUNE: dict[str, Any] = {"prune": {"samples": 16}}

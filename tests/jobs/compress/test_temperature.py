@@ -17,6 +17,8 @@ from kompakt.jobs.compress.temperature import Temperature, fit, negative_log_lik
 from kompakt.jobs.errors import StepInvalid
 from kompakt.jobs.evaluate.paired import calibration_error
 
+pytestmark = pytest.mark.slow
+
 
 def drawn(temperature: float, *, count: int = 4000, seed: int = 0) -> tuple[np.ndarray, np.ndarray]:
     """Logits, and labels drawn with the probabilities that they give at a temperature."""

@@ -26,6 +26,8 @@ from kompakt.jobs.models.text import open_tokenizer
 from kompakt.jobs.store import Store
 from kompakt.jobs.task import Workplace
 
+pytestmark = pytest.mark.slow
+
 UNUSED = {"bright", "clever", "enjoy", "strong"}
 """Words that the bench's texts do not have."""
 

@@ -42,6 +42,7 @@ def masked(
     return forward
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("model_type", sorted(ARCHITECTURES))
 @given(heads=some_heads, neurons=some_neurons, layers=some_layers, seed=st.integers(0, 1000))
 @settings(max_examples=25, suppress_health_check=[HealthCheck.function_scoped_fixture])

@@ -107,6 +107,7 @@ def test_versions_name_their_runtime() -> None:
     assert runtime_version("OpenVino").startswith("openvino 20")
 
 
+@pytest.mark.slow
 def test_nothing_reports_home() -> None:
     """Neither runtime nor quantizer imports the package by which they report their use; and a
     Job that needs neither imports neither.
