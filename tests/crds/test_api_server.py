@@ -247,7 +247,8 @@ def test_a_long_policy_name_is_refused(dry: Dry) -> None:
 
 def test_a_variant_cannot_be_changed(kinds: Any, namespace: str) -> None:
     """Another artifact is another variant."""
-    made = run(kinds, "create", "-n", namespace, "-f", "-", text=json.dumps(GOOD[3]))
+    variant = json.dumps(manifest("ModelVariant", VARIANT))
+    made = run(kinds, "create", "-n", namespace, "-f", "-", text=variant)
     assert made.returncode == 0, made.stderr
 
     patch = ["patch", "mvar", "example", "--type=merge", "-p", '{"spec":{"sizeBytes":2}}']
