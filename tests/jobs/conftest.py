@@ -64,11 +64,11 @@ def make_texts(count: int, *, seed: int = 0, longest: int = 20) -> list[str]:
     return [" ".join(rng.choices(WORDS, k=rng.randint(1, longest))) for _ in range(count)]
 
 
-def write_tokenizer(path: Path, *, extra: Sequence[str] = ()) -> None:
+def write_tokenizer(path: Path, *, words: Sequence[str] = WORDS, extra: Sequence[str] = ()) -> None:
     """A WordPiece tokenizer that, as those of the hub do, pads everything to a fixed length."""
     from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, processors
 
-    vocabulary = {token: index for index, token in enumerate([*SPECIAL, *WORDS, *extra])}
+    vocabulary = {token: index for index, token in enumerate([*SPECIAL, *words, *extra])}
     tokenizer = Tokenizer(models.WordPiece(vocabulary, unk_token="[UNK]"))
     tokenizer.normalizer = normalizers.Lowercase()
     tokenizer.pre_tokenizer = pre_tokenizers.Whitespace()

@@ -85,6 +85,8 @@ def make_bench(folder: Path, *, texts: int = 96, labelled: bool = True) -> Bench
             pad_id=0,
             seed=0,
             teacher=answer,
+            original=lambda: load(checkpoint),
+            original_tokenizer=tokenizer,
         ),
     )
 

@@ -12,7 +12,7 @@ import pytest
 from kompakt.api.job import CompressTask, ImportResult, ImportTask
 from kompakt.jobs.artifact import count_parameters
 from kompakt.jobs.compress.chain import compress
-from kompakt.jobs.compress.distill import DistillLogits
+from kompakt.jobs.compress.distill import Distillation
 from kompakt.jobs.errors import StepInvalid
 from kompakt.jobs.evaluate.classifier import Classifier
 from kompakt.jobs.importing import import_model
@@ -212,7 +212,7 @@ def test_a_killed_job_goes_on_where_it_was(
     forget("distilled")
     forget("kept")
     with monkeypatch.context() as patch:
-        patch.setattr(DistillLogits, "apply", die)
+        patch.setattr(Distillation, "apply", die)
         with pytest.raises(Killed):
             compress(task(PRUNE, DISTILL, QUANTIZE, seed=7), place())
     second = place()

@@ -6,10 +6,18 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from kompakt.jobs.errors import ModelUnsupported, SourceUnreadable
 from kompakt.jobs.models.checkpoint import inspect
-from kompakt.jobs.models.text import length_batches, open_tokenizer, pad, write_tokenizer
+from kompakt.jobs.models.text import (
+    length_batches,
+    open_tokenizer,
+    pad,
+    token_batches,
+    write_tokenizer,
+)
 
 Checkpoints = Callable[[str], Path]
 
@@ -54,6 +62,27 @@ def test_batches_hold_texts_of_equal_length() -> None:
     lengths = [9, 1, 8, 2, 7, 3]
     batches = list(length_batches([[0] * n for n in lengths], 2))
     assert batches == [[1, 3], [5, 4], [2, 0]]
+
+
+@given(
+    lengths=st.lists(st.integers(2, 64), max_size=60),
+    tokens=st.integers(1, 40).map(lambda n: n * 48),
+    longest=st.integers(64, 128),
+)
+def test_packed_batches_have_as_many_tokens_each(
+    lengths: list[int], tokens: int, longest: int
+) -> None:
+    """Every text is in one batch, each fits into its width, and full batches have few shapes."""
+    batches = list(token_batches(lengths, tokens=tokens, longest=longest))
+    assert sorted(i for members, _ in batches for i in members) == list(range(len(lengths)))
+    for members, width in batches[:-1]:
+        assert max(lengths[i] for i in members) <= width <= longest
+        assert len(members) * width <= max(tokens, longest)
+        assert len(members) == 1 or tokens % width == 0 or width == longest
+    if batches:
+        members, width = batches[-1]
+        assert max(lengths[i] for i in members) <= width <= longest
+        assert 1 <= len(members) <= max(1, tokens // width)
 
 
 def test_padding_is_masked(checkpoint_of: Checkpoints) -> None:

@@ -151,13 +151,15 @@ class _Chain:
         self._origin = checkpoint.inspect(
             self._source_folder, origin=f"checkpoint {task.checkpoint_digest}"
         )
+        source_checkpoint = self._origin
+        tokenizer = text.open_tokenizer(
+            place.scratch / "baseline" / TOKENIZER_NAME,
+            max_sequence_length=manifest.max_sequence_length,
+        )
         self.data = training.TrainingData(
             dataset=dataset,
             labels=known_labels(dataset, manifest.labels),
-            tokenizer=text.open_tokenizer(
-                place.scratch / "baseline" / TOKENIZER_NAME,
-                max_sequence_length=manifest.max_sequence_length,
-            ),
+            tokenizer=tokenizer,
             input_names=self._origin.architecture.input_names,
             pad_id=text.pad_id(self._origin.config),
             seed=task.seed,
@@ -169,6 +171,8 @@ class _Chain:
                 threads=place.threads,
                 name="teacher",
             ),
+            original=lambda: load.load(source_checkpoint),
+            original_tokenizer=tokenizer,
             latency_table=latency.LatencyMeter(place.store, place.scratch, place.threads).table,
             details=place.details,
         )
@@ -245,12 +249,13 @@ class _Chain:
         return 0, self._source_folder, []
 
     def _go_on_from(self, folder: Path) -> None:
-        """Takes the tokenizer and the config of a step's result, where there is one."""
+        """Takes the config of a step's result, and the tokenizer if it was trimmed."""
         if folder == self._source_folder:
             return
+        before = self._origin.vocabulary
         self._origin = self._checkpoint.inspect(folder, origin=folder.name)
-        self.data.pad_id = self._text.pad_id(self._origin.config)
-        if (folder / TOKENIZER_NAME).is_file():
+        if self._origin.vocabulary != before:
+            self.data.pad_id = self._text.pad_id(self._origin.config)
             self.data.tokenizer = self._text.open_tokenizer(
                 folder / TOKENIZER_NAME, max_sequence_length=self._max_sequence_length
             )

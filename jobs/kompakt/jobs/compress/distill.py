@@ -1,9 +1,11 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Distillation: the smaller model learns to answer as the original does (Hinton et al. 2015).
+"""Distillation: the smaller model learns to answer as the original does (Hinton et al. 2015), and
+on wish to think as it does.
 
-What makes it quick on a CPU: the teacher's logits are computed once, in ONNX Runtime; batches hold
-texts of equal length; embedding tables are frozen (half of a small model's weights, whose optimizer
-state would pass through memory at each step); dropout is off, since soft targets regularize enough.
+What makes it quick on a CPU: batches hold texts of equal length; matrix products are bf16 where
+that is faster, and all batches have nearly as many tokens, so that few kernels are compiled for it;
+embedding tables are frozen (half of a small model's weights, whose optimizer state would pass
+through memory at each step); dropout is off, since soft targets regularize enough.
 """
 
 from __future__ import annotations
@@ -18,7 +20,11 @@ from torch import nn
 from typing_extensions import override
 
 from kompakt.api.recipe import Distill
+from kompakt.jobs.compress import lesson as lessons
+from kompakt.jobs.compress import precision
 from kompakt.jobs.compress.adamw import AdamW
+from kompakt.jobs.compress.lesson import Lesson
+from kompakt.jobs.compress.precision import Arithmetic
 from kompakt.jobs.compress.steps import TorchStep
 from kompakt.jobs.compress.training import Batch, TrainingData
 from kompakt.jobs.errors import StepInvalid, TrainingDiverged
@@ -45,7 +51,7 @@ class _Best:
     state: dict[str, torch.Tensor]
 
 
-class DistillLogits(TorchStep):
+class Distillation(TorchStep):
     """The step `distill`."""
 
     def __init__(self, parameters: Distill) -> None:
@@ -64,36 +70,43 @@ class DistillLogits(TorchStep):
         # From the end: the start is what pruning has seen.
         held_out, pool = order[-held_out_count:], order[:-held_out_count]
         shown = [pool[i % len(pool)] for i in range(parameters.examples)]
-        targets = self._targets(data, [*dict.fromkeys(shown), *held_out])
-
-        trainable = _unfreeze(encoder)
-        optimizer = AdamW(trainable.values(), weight_decay=WEIGHT_DECAY)
         batches = _shuffled(data, shown, size=parameters.batch_size)
-        checks = list(data.batches(held_out, parameters.batch_size))
-        best = _Best(self._held_out_loss(encoder, checks, targets), _copy(trainable))
-        start = best.loss
-        losses = [start]
+        lesson = lessons.prepare(parameters, encoder, data, shown=shown, held_out=held_out)
+        trainable = _unfreeze(encoder)
+
+        def step(arithmetic: Arithmetic) -> None:
+            self._loss(encoder, lesson, _typical(batches), arithmetic).backward()
+            for parameter in trainable.values():
+                parameter.grad = None
+
+        arithmetic = precision.choose(parameters.precision, step)
+        losses = [lesson.held_out_losses(encoder)]
+        start = lesson.total(losses[0])
+        best = _Best(start, _copy(trainable))
+        optimizer = AdamW(trainable.values(), weight_decay=WEIGHT_DECAY)
         progress = Progress("distill", len(shown))
         check_every = max(1, math.ceil(len(batches) / CHECKS))
         for number, batch in enumerate(batches):
             rate = parameters.learning_rate_micros / 1e6 * _schedule(number, len(batches))
-            loss = self._loss(encoder(**batch.inputs), targets, batch)
+            loss = self._loss(encoder, lesson, batch, arithmetic)
             value = float(loss.detach())
             if not math.isfinite(value):
                 self._give_up(encoder, data, best, f"the loss is {value} after {number} steps")
-            loss.backward()
+            # Each text weighs the same, however many share its batch.
+            (loss * (len(batch.indices) / parameters.batch_size)).backward()
             nn.utils.clip_grad_norm_(trainable.values(), LARGEST_GRADIENT)
             optimizer.step(rate)
             progress.advance(len(batch.indices), note=f"loss {value:.4f}")
             if (number + 1) % check_every == 0 or number + 1 == len(batches):
-                losses.append(self._held_out_loss(encoder, checks, targets))
-                if losses[-1] < best.loss:
-                    best = _Best(losses[-1], _copy(trainable))
-        uninformed = self._uninformed_loss(held_out, targets)
-        if not losses[-1] <= max(start, UNLEARNED_SHARE * uninformed):
+                losses.append(lesson.held_out_losses(encoder))
+                if (total := lesson.total(losses[-1])) < best.loss:
+                    best = _Best(total, _copy(trainable))
+        totals = [lesson.total(some) for some in losses]
+        uninformed = lesson.uninformed()
+        if not totals[-1] <= max(start, UNLEARNED_SHARE * uninformed):
             why = (
-                f"the loss on held-out texts went from {start:.4f} to {losses[-1]:.4f}; to answer"
-                f" always the same would be {uninformed:.4f}"
+                f"the loss on held-out texts went from {start:.4f} to {totals[-1]:.4f}; to know"
+                f" nothing of the texts would be {uninformed:.4f}"
             )
             self._give_up(encoder, data, best, why)
         _restore(trainable, best.state)
@@ -101,46 +114,26 @@ class DistillLogits(TorchStep):
             "textsShown": len(shown),
             "textsDistinct": len(set(shown)),
             "textsHeldOut": len(held_out),
-            "heldOutLosses": [round(loss, 5) for loss in losses],
+            "heldOutLosses": [round(total, 5) for total in totals],
+            "heldOutLossesByName": {
+                name: [round(some[name], 5) for some in losses] for name in losses[0]
+            },
+            "layersMatched": list(lesson.mapping),
+            "precision": arithmetic.name,
+            "bfloat16Speedup": arithmetic.speedup,
         }
         if best.loss == start:
             return "distillation did not help (try a lower learningRateMicros) and was undone"
         return f"distilled on {len(shown):,} texts, held-out loss {start:.4f} to {best.loss:.4f}"
 
-    def _targets(self, data: TrainingData, indices: Sequence[int]) -> dict[int, torch.Tensor]:
-        logits = torch.from_numpy(data.teacher([data.dataset.texts[i] for i in indices]))
-        soft = torch.log_softmax(logits / self._temperature, dim=1)
-        return dict(zip(indices, soft, strict=True))
-
+    @staticmethod
     def _loss(
-        self, logits: torch.Tensor, targets: dict[int, torch.Tensor], batch: Batch
+        encoder: Encoder, lesson: Lesson, batch: Batch, arithmetic: Arithmetic
     ) -> torch.Tensor:
-        """Kullback-Leibler divergence at the temperature, times its square to keep the scale."""
-        expected = torch.stack([targets[index] for index in batch.indices])
-        found = torch.log_softmax(logits / self._temperature, dim=1)
-        divergence = nn.functional.kl_div(found, expected, reduction="batchmean", log_target=True)
-        return divergence * self._temperature**2
-
-    def _held_out_loss(
-        self, encoder: Encoder, batches: Sequence[Batch], targets: dict[int, torch.Tensor]
-    ) -> float:
-        total = 0.0
-        with torch.no_grad():
-            for batch in batches:
-                loss = self._loss(encoder(**batch.inputs), targets, batch)
-                total += float(loss) * len(batch.indices)
-        return total / sum(len(batch.indices) for batch in batches)
-
-    def _uninformed_loss(self, indices: Sequence[int], targets: dict[int, torch.Tensor]) -> float:
-        """The loss of answering every text with the teacher's average."""
-        expected = torch.stack([targets[index] for index in indices])
-        average = expected.exp().mean(dim=0).log().expand_as(expected)
-        divergence = nn.functional.kl_div(average, expected, reduction="batchmean", log_target=True)
-        return float(divergence) * self._temperature**2
-
-    @property
-    def _temperature(self) -> float:
-        return self._parameters.temperature_permille / 1000
+        with arithmetic():
+            sample = lesson.teacher.sample(batch)
+            states = lesson.wanted.run(encoder, batch.inputs)
+        return lesson.loss(states, sample)
 
     def _give_up(self, encoder: Encoder, data: TrainingData, best: _Best, why: str) -> None:
         _restore(dict(encoder.named_parameters()), best.state)
@@ -160,14 +153,21 @@ def _schedule(step: int, steps: int) -> float:
 
 
 def _shuffled(data: TrainingData, shown: Sequence[int], *, size: int) -> list[Batch]:
-    """Batches of equal length in random order, one pass over the texts after the other."""
+    """Batches of about equal length, with as many tokens each, in random order, one pass over the
+    texts after the other.
+    """
     rng = random.Random(data.seed)
     batches: list[Batch] = []
     for part in _passes(shown):
-        some = list(data.batches(part, size))
+        some = list(data.packed(part, size))
         rng.shuffle(some)
         batches += some
     return batches
+
+
+def _typical(batches: Sequence[Batch]) -> Batch:
+    """The one of median size."""
+    return sorted(batches, key=lambda batch: batch.inputs["input_ids"].numel())[len(batches) // 2]
 
 
 def _passes(shown: Sequence[int]) -> Iterator[Sequence[int]]:

@@ -67,7 +67,7 @@ METHODS = {
 STEPS = {
     "trimVocabulary": Entry("kompakt.jobs.compress.trim", "TrimTokens", needs_torch=True),
     "prune": Entry("kompakt.jobs.compress.prune", "PruneUnits", needs_torch=True),
-    "distill": Entry("kompakt.jobs.compress.distill", "DistillLogits", needs_torch=True),
+    "distill": Entry("kompakt.jobs.compress.distill", "Distillation", needs_torch=True),
     "quantize": METHODS["DynamicInt8"],
     "calibrate": Entry(
         "kompakt.jobs.compress.temperature", "Temperature", needs_torch=False, needs_texts=False

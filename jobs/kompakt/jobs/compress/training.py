@@ -1,9 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Texts that a model is compressed with: tokenized once, batched by length, with the teacher's
-answers.
+"""Texts that a model is compressed with: tokenized once, batched by length; and the teacher.
 
-The teacher is the baseline artifact itself, in ONNX Runtime: what the variant must agree with is
-what serves today, and it answers faster there than in torch.
+The teacher's answers are those of the baseline artifact itself: what the variant must agree with is
+what serves today.
 """
 
 from __future__ import annotations
@@ -17,13 +16,16 @@ import torch
 
 from kompakt.jobs.data.examples import Dataset, draw
 from kompakt.jobs.evaluate.classifier import Logits
-from kompakt.jobs.models.text import length_batches, pad
+from kompakt.jobs.models.text import length_batches, pad, token_batches
 
 if TYPE_CHECKING:
     from tokenizers import Encoding, Tokenizer
 
     from kompakt.jobs.compress.latency import LatencyTable, Precision
     from kompakt.jobs.models.encoder import Encoder
+
+PACK_UNITS = (240, 48)
+"""Numbers with many divisors: the tokens of a packed batch are a multiple of one."""
 
 
 @dataclass
@@ -39,6 +41,10 @@ class TrainingData:
     seed: int
     teacher: Callable[[list[str]], Logits]
     """The baseline's logits for some texts."""
+    original: Callable[[], Encoder]
+    """Loads the source model, for who must look into it."""
+    original_tokenizer: Tokenizer
+    """Its tokenizer; `tokenizer` itself, as long as nothing was trimmed."""
     latency_table: Callable[[Encoder, Sequence[int], Precision], LatencyTable] | None = None
     """What layers like the model's cost on this pod, for texts of such lengths."""
     keep: Callable[[], str] | None = None
@@ -56,6 +62,11 @@ class TrainingData:
         """Every text, tokenized."""
         return self.tokenizer.encode_batch(self.dataset.texts)
 
+    @cached_property
+    def original_encodings(self) -> list[Encoding]:
+        """Every text, tokenized for the original."""
+        return self.original_tokenizer.encode_batch(self.dataset.texts)
+
     def trim(self, tokenizer: Tokenizer, new_ids: Mapping[int, int]) -> None:
         """Takes a tokenizer with fewer tokens from here on; the teacher keeps its own."""
         self.tokenizer = tokenizer
@@ -71,13 +82,41 @@ class TrainingData:
         """Batches of about equal length, the shortest first."""
         encodings = [self.encodings[index] for index in indices]
         for members in length_batches(encodings, size):
-            arrays = pad(
-                [encodings[m] for m in members], pad_id=self.pad_id, input_names=self.input_names
-            )
-            yield Batch(
-                indices=[indices[m] for m in members],
-                inputs={name: torch.from_numpy(array) for name, array in arrays.items()},
-            )
+            chosen = [encodings[m] for m in members]
+            yield self._batch([indices[m] for m in members], chosen, pad_id=self.pad_id)
+
+    def packed(self, indices: Sequence[int], size: int) -> Iterator[Batch]:
+        """Batches with as many tokens each as `size` texts have on average, the longest first."""
+        encodings = [self.encodings[index] for index in indices]
+        lengths = [len(encoding) for encoding in encodings]
+        wanted = size * sum(lengths) / len(lengths)
+        unit = next((unit for unit in PACK_UNITS if unit <= wanted), PACK_UNITS[-1])
+        # A tokenizer that truncates: no width is beyond what the model has positions for.
+        longest = max((self.tokenizer.truncation or {}).get("max_length", 0), *lengths)
+        tokens = unit * max(1, round(wanted / unit))
+        for members, width in token_batches(lengths, tokens=tokens, longest=longest):
+            chosen = [encodings[m] for m in members]
+            numbers = [indices[m] for m in members]
+            yield self._batch(numbers, chosen, pad_id=self.pad_id, width=width)
+
+    def original_batch(self, batch: Batch) -> Batch:
+        """A batch as the original reads it, in the same shape."""
+        encodings = [self.original_encodings[index] for index in batch.indices]
+        width = batch.inputs["input_ids"].shape[1]
+        # Padding is masked, so it may be any token.
+        return self._batch(batch.indices, encodings, pad_id=0, width=width)
+
+    def _batch(
+        self,
+        indices: Sequence[int],
+        encodings: Sequence[Encoding],
+        *,
+        pad_id: int,
+        width: int = 0,
+    ) -> Batch:
+        arrays = pad(encodings, pad_id=pad_id, input_names=self.input_names, width=width)
+        inputs = {name: torch.from_numpy(array) for name, array in arrays.items()}
+        return Batch(indices=list(indices), inputs=inputs)
 
 
 @dataclass(frozen=True)

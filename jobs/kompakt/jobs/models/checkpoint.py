@@ -86,6 +86,11 @@ class Checkpoint:
         return self.shapes[self.architecture.theirs(f"layers.{number}.{name}")]
 
     @property
+    def vocabulary(self) -> int:
+        """How many tokens have an embedding."""
+        return self.shapes[self.architecture.theirs("word.weight")][0]
+
+    @property
     def parameters(self) -> int:
         """How many numbers the encoder has."""
         return sum(math.prod(self.shapes[name]) for name in self.names)

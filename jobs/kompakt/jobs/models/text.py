@@ -23,6 +23,9 @@ if TYPE_CHECKING:
     from tokenizers import Encoding, Tokenizer
 
 Ids = NDArray[np.int64]
+LEAST_WIDTH = 8
+"""Of a batch with a certain number of tokens; shorter texts are rare."""
+WIDTH_STEP = 16
 
 
 def open_tokenizer(path: Path, *, max_sequence_length: int) -> Tokenizer:
@@ -74,11 +77,10 @@ def _convert(checkpoint: Checkpoint) -> Tokenizer:
 
 
 def pad(
-    encodings: Sequence[Encoding], *, pad_id: int, input_names: Sequence[str]
+    encodings: Sequence[Encoding], *, pad_id: int, input_names: Sequence[str], width: int = 0
 ) -> dict[str, Ids]:
-    """A batch as the graph's inputs, padded to its longest text."""
-    width = max(len(encoding) for encoding in encodings)
-    shape = (len(encodings), width)
+    """A batch as the graph's inputs, padded to its longest text, or to a width beyond that."""
+    shape = (len(encodings), max(width, *(len(encoding) for encoding in encodings)))
     arrays = {
         "input_ids": np.full(shape, pad_id, dtype=np.int64),
         "attention_mask": np.zeros(shape, dtype=np.int64),
@@ -97,6 +99,25 @@ def length_batches(encodings: Sequence[Any], size: int) -> Iterator[list[int]]:
     order = sorted(range(len(encodings)), key=lambda index: len(encodings[index]))
     for start in range(0, len(order), size):
         yield order[start : start + size]
+
+
+def token_batches(
+    lengths: Sequence[int], *, tokens: int, longest: int
+) -> Iterator[tuple[list[int], int]]:
+    """Indices in batches of about equal length, each with the width to pad to.
+
+    Width times texts is `tokens` in nearly all of them: the widths are its divisors. Where kernels
+    are compiled for each shape, hardly any shapes are left.
+    """
+    divisors = {width for width in range(LEAST_WIDTH, tokens + 1) if tokens % width == 0}
+    beyond = range(tokens, longest, WIDTH_STEP)  # of single texts
+    ladder = sorted({width for width in (*divisors, *beyond) if width < longest} | {longest})
+    order = sorted(range(len(lengths)), key=lambda index: -lengths[index])
+    while order:
+        width = next(width for width in ladder if width >= lengths[order[0]])
+        count = max(1, tokens // width)
+        yield order[:count], width
+        order = order[count:]
 
 
 def pad_id(config: dict[str, Any]) -> int:

@@ -1,0 +1,190 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What distillation makes small: a weighted sum of up to four losses.
+
+Each has a scale of its own, on which it is known what a model without any knowledge would have
+(`uninformed`): what is above half of that was not learned.
+
+Args, in all of them: `student` and `teacher` are the states of one batch, `alignment` says which
+tokens both have.
+"""
+
+from __future__ import annotations
+
+import math
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Protocol
+
+import torch
+from torch import nn
+from typing_extensions import override
+
+from kompakt.jobs.compress.states import Alignment, States
+
+
+@dataclass(frozen=True)
+class Sample:
+    """One batch, as a loss sees it."""
+
+    indices: Sequence[int]
+    """Which examples it holds."""
+    teacher: States
+    alignment: Alignment
+
+
+class Objective(Protocol):
+    """One of the losses."""
+
+    def loss(self, student: States, sample: Sample) -> torch.Tensor:
+        """Mean over the batch's texts."""
+
+    def uninformed(self, samples: Sequence[Sample]) -> float:
+        """What a model that knows nothing of the texts would have on these."""
+
+
+class Logits(Objective):
+    """Kullback-Leibler divergence of the softened answers, times the temperature's square, which
+    keeps the gradients' scale (Hinton et al. 2015, arXiv:1503.02531, section 2).
+    """
+
+    def __init__(self, temperature: float) -> None:
+        self._temperature = temperature
+
+    @override
+    def loss(self, student: States, sample: Sample) -> torch.Tensor:
+        return self._divergence(self._soft(student.logits), self._soft(sample.teacher.logits))
+
+    @override
+    def uninformed(self, samples: Sequence[Sample]) -> float:
+        """The loss of answering every text with the teacher's average."""
+        expected = self._soft(torch.cat([sample.teacher.logits for sample in samples]))
+        average = expected.exp().mean(dim=0).log().expand_as(expected)
+        return float(self._divergence(average, expected))
+
+    def _soft(self, logits: torch.Tensor) -> torch.Tensor:
+        return torch.log_softmax(logits / self._temperature, dim=1)
+
+    def _divergence(self, found: torch.Tensor, expected: torch.Tensor) -> torch.Tensor:
+        divergence = nn.functional.kl_div(found, expected, reduction="batchmean", log_target=True)
+        return divergence * self._temperature**2
+
+
+class Hidden(Objective):
+    """Squared distance of hidden states, relative to their variance, averaged over layers (Jiao et
+    al. 2020, arXiv:1909.10351, section 3.1; no projection, since no step changes the hidden size).
+    """
+
+    def __init__(self, mapping: Sequence[int], samples: Sequence[Sample]) -> None:
+        """`mapping` gives the teacher's layer for each of the student's; `samples` the variance."""
+        self._mapping = tuple(mapping)
+        self._variances = {layer: _variance(layer, samples) for layer in self._mapping}
+
+    @override
+    def loss(self, student: States, sample: Sample) -> torch.Tensor:
+        parts = [
+            layer_distance(student, sample, layer, place) / self._variances[place]
+            for layer, place in enumerate(self._mapping)
+        ]
+        return torch.stack(parts).mean()
+
+    @override
+    def uninformed(self, samples: Sequence[Sample]) -> float:
+        """The loss of the average state."""
+        return 1.0
+
+
+def layer_distance(student: States, sample: Sample, layer: int, place: int) -> torch.Tensor:
+    """Mean squared distance of a token's state in the student's layer to that in the teacher's."""
+    alignment = sample.alignment
+    ours = alignment.of_student(student.hidden[layer])[alignment.mask]
+    theirs = alignment.of_teacher(sample.teacher.hidden[place])[alignment.mask]
+    return nn.functional.mse_loss(ours, theirs)
+
+
+def _variance(layer: int, samples: Sequence[Sample]) -> float:
+    states = torch.cat(
+        [s.alignment.of_teacher(s.teacher.hidden[layer])[s.alignment.mask] for s in samples]
+    )
+    return max(float((states - states.mean(dim=0)).square().mean()), 1e-12)
+
+
+class Relations(Objective):
+    """Divergence of how tokens relate in one layer: the softmax of the scaled products of queries,
+    of keys and of values among themselves (Wang et al. 2021, arXiv:2012.15828, section 3.2).
+
+    Queries, keys and values are cut into as many relation heads in both models, so that their
+    attention heads may differ in number.
+    """
+
+    def __init__(self, relation_heads: int) -> None:
+        self._heads = relation_heads
+
+    @override
+    def loss(self, student: States, sample: Sample) -> torch.Tensor:
+        ours = [sample.alignment.of_student(part) for part in student.attention]
+        return self._divergence(ours, sample)
+
+    @override
+    def uninformed(self, samples: Sequence[Sample]) -> float:
+        """The loss of relating each token to all in the same way."""
+        total = texts = 0.0
+        for sample in samples:
+            nothing = [
+                torch.zeros_like(sample.alignment.of_teacher(part))
+                for part in sample.teacher.attention
+            ]
+            total += float(self._divergence(nothing, sample)) * len(sample.indices)
+            texts += len(sample.indices)
+        return total / texts
+
+    def _divergence(self, ours: Sequence[torch.Tensor], sample: Sample) -> torch.Tensor:
+        mask = sample.alignment.mask
+        theirs = [sample.alignment.of_teacher(part) for part in sample.teacher.attention]
+        tokens = mask[:, None, :, None].expand(-1, self._heads, -1, -1)
+        total = torch.zeros(())
+        for found, expected in zip(ours, theirs, strict=True):
+            divergence = nn.functional.kl_div(
+                self._relations(found, mask),
+                self._relations(expected, mask),
+                reduction="none",
+                log_target=True,
+            )
+            # Padded keys have no probability in either, padded queries are left out.
+            total = total + divergence.masked_fill(~tokens, 0.0).sum()
+        return total / (len(theirs) * self._heads * int(mask.sum()))
+
+    def _relations(self, part: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
+        heads = part.unflatten(2, (self._heads, -1)).transpose(1, 2)
+        scores: torch.Tensor = (heads * heads.shape[-1] ** -0.5) @ heads.transpose(-1, -2)
+        # Not infinity: zero times its difference would not be a number.
+        return scores.masked_fill(~mask[:, None, None, :], -1e4).log_softmax(dim=-1)
+
+
+def relation_heads(student_size: int, teacher_size: int, *, most: int) -> int:
+    """Into how many heads both sizes can be cut, at most so many."""
+    common = math.gcd(student_size, teacher_size)
+    return max(count for count in range(1, most + 1) if common % count == 0)
+
+
+class Labels(Objective):
+    """Cross entropy of the answers and the labels, where texts have one."""
+
+    def __init__(self, labels: Sequence[int | None]) -> None:
+        self._labels = labels
+
+    @override
+    def loss(self, student: States, sample: Sample) -> torch.Tensor:
+        missing = -100  # what torch leaves out
+        found = [self._labels[index] for index in sample.indices]
+        target = torch.tensor([missing if label is None else label for label in found])
+        entropy = nn.functional.cross_entropy(student.logits, target, reduction="sum")
+        return entropy / len(found)
+
+    @override
+    def uninformed(self, samples: Sequence[Sample]) -> float:
+        """The loss of giving each label the probability that it has among these."""
+        found = [self._labels[index] for sample in samples for index in sample.indices]
+        counts = Counter(label for label in found if label is not None)
+        total = counts.total()
+        return -sum(n * math.log(n / total) for n in counts.values()) / len(found)
