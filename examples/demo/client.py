@@ -3,8 +3,9 @@
 the end.
 
 Invariants: requests leave on a clock, whether the answers are back or not (an open loop: a slow
-server must not slow its own measurement down); the number in flight, the time of each, and the time
-of all are bounded; nothing is sent twice, so a broken connection counts as a failed request.
+server must not slow its own measurement down; only a queue that grows makes the clock slower); the
+number in flight, the time of each, and the time of all are bounded; nothing is sent twice, so a
+broken connection counts as a failed request.
 """
 
 from __future__ import annotations
@@ -19,6 +20,7 @@ from contextlib import suppress
 from dataclasses import dataclass
 
 import aiohttp
+from examples.demo.pace import Pace
 from examples.demo.records import OK, Response, TrafficLog
 
 REQUEST_TIMEOUT = 10.0
@@ -53,13 +55,12 @@ def infer_request(text: str) -> bytes:
 
 
 class Client:
-    """Sends the texts, shuffled, over and over. `rate` may be changed at any time."""
+    """Sends the texts, shuffled, over and over."""
 
     def __init__(
         self, endpoint: Endpoint, texts: Sequence[str], log: TrafficLog, *, rate: float
     ) -> None:
-        self.rate = rate
-        """Requests a second."""
+        self.pace = Pace(rate)
         self._endpoint = endpoint
         self._log = log
         order = random.Random(0).sample(list(texts), len(texts))
@@ -89,7 +90,7 @@ class Client:
     async def _send_on_the_clock(self, session: aiohttp.ClientSession) -> None:
         due = time.monotonic()
         while True:
-            due = max(due + 1 / self.rate, time.monotonic() - _CATCH_UP)
+            due = max(due + 1 / self.pace.rate, time.monotonic() - _CATCH_UP)
             await asyncio.sleep(max(0.0, due - time.monotonic()))
             if len(self._in_flight) >= MAX_IN_FLIGHT:
                 continue
@@ -98,7 +99,9 @@ class Client:
             task.add_done_callback(self._in_flight.discard)
 
     async def _record(self, session: aiohttp.ClientSession) -> None:
-        self._log.add(await self._request(session))
+        response = await self._request(session)
+        self._log.add(response)
+        self.pace.answered(time.monotonic(), response.seconds)
 
     def _session(self) -> aiohttp.ClientSession:
         return aiohttp.ClientSession(

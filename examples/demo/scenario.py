@@ -36,7 +36,9 @@ MANIFESTS: Final = ROOT / "examples" / "sentiment"
 CALM_RATE: Final = 10.0
 """Requests a second while models are compressed: on two cores they would slow each other down."""
 BUSY_RATE: Final = 25.0
-"""Requests a second during rollouts: the edge keeps its objectives at that."""
+"""Requests a second during rollouts, where the machine is quick enough for the edge to keep its
+objectives at that.
+"""
 _POLL_SECONDS: Final = 0.4
 _PATIENCE_SECONDS: Final = 30.0
 """How long the API server may be silent."""
@@ -189,7 +191,7 @@ class Demo:
     async def promote(self) -> str:
         """Wait until the chosen variant answers all users; returns the name of its rollout."""
         if self.client is not None:
-            self.client.rate = BUSY_RATE
+            self.client.pace.wanted = BUSY_RATE
         await self._until(
             lambda: self.history.snapshot.rollout() is not None,
             seconds=60,
