@@ -43,6 +43,13 @@ def test_each_member_goes_on_from_the_one_before() -> None:
         assert next_one[-1] == one[-1]
 
 
+def test_matrices_are_factored_once() -> None:
+    """Nothing can be pruned after lowRank, so it and what follows ends each chain."""
+    found = chains(recipe(700, 500, steps=[*STEPS[:3], {"lowRank": {}}, *STEPS[2:]]))
+
+    assert [names(steps) for steps in found] == ["tpdldq", "tpdpdldq"]
+
+
 @given(st.lists(st.integers(20, 999), min_size=1, max_size=6, unique=True))
 def test_the_shares_multiply_to_what_was_asked_for(shares: list[int]) -> None:
     """Each step's share is of what the step finds; together they are the member's own."""

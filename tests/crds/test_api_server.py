@@ -193,7 +193,12 @@ BAD_OTHERS = [
     (
         "CompressionRecipe",
         {"steps": [{"quantize": {}}, {"quantize": {}}]},
-        "each of trimVocabulary, quantize and calibrate may appear once",
+        "each of trimVocabulary, lowRank, quantize and calibrate may appear once",
+    ),
+    (
+        "CompressionRecipe",
+        {"steps": [{"lowRank": {}}, PRUNE]},
+        "prune takes whole matrices apart, so lowRank must come after it",
     ),
     ("CompressionRecipe", {"steps": [{"prune": {}}]}, "prune removes nothing: set ffnKeepPerm"),
     (

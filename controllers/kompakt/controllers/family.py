@@ -35,8 +35,9 @@ def chains(recipe: CompressionRecipeSpec) -> list[list[Step]]:
             " leave family out"
         )
     start = places[0]
-    # What works on the exported graph comes once, at the end of each chain.
-    end = next((n for n, step in enumerate(recipe.steps) if step.works_on_graph), len(recipe.steps))
+    # After these nothing can be pruned: they come once, at the end of each chain.
+    last = [n for n, step in enumerate(recipe.steps) if step.works_on_graph or step.low_rank]
+    end = last[0] if last else len(recipe.steps)
     longest = start + len(shares) * (end - start) + len(recipe.steps) - end
     if longest > MOST_STEPS:
         raise FamilyError(

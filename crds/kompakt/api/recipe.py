@@ -71,6 +71,20 @@ class Prune(Model):
     one, the model's own prediction otherwise."""
 
 
+class LowRank(Model):
+    """Matrices of the layers as products of two thinner ones, by the singular values of what they
+    give on the training texts (Wang et al. 2024, arXiv:2403.07378, section 3.1).
+
+    Ranks follow from one budget for all matrices: each gets what the loss needs, and is left whole
+    where two factors would be no smaller. Comes after prune.
+    """
+
+    keep_permille: Annotated[int, Field(ge=50, le=999)] = 700
+    """Share of the numbers in the layers' matrices that stays at most."""
+    samples: Annotated[int, Field(ge=16, le=65_536)] = 256
+    """Training texts that the matrices' inputs are seen on."""
+
+
 Weight = Annotated[int, Field(ge=0, le=100_000)]
 Precision = Literal["Automatic", "Float32", "BFloat16"]
 
@@ -155,10 +169,10 @@ class Calibrate(Model):
     trained on make every model look surer than it may be."""
 
 
-STEP_NAMES = ("trimVocabulary", "prune", "distill", "quantize", "calibrate")
+STEP_NAMES = ("trimVocabulary", "prune", "lowRank", "distill", "quantize", "calibrate")
 """What a recipe calls the members of a step."""
 _ALL_STEPS = f"{', '.join(STEP_NAMES[:-1])} and {STEP_NAMES[-1]}"
-_ONCE = ("trimVocabulary", "quantize", "calibrate")
+_ONCE = ("trimVocabulary", "lowRank", "quantize", "calibrate")
 """The others may be repeated: prune a little, distill, prune on."""
 
 
@@ -176,6 +190,8 @@ class Step(Model):
     """Remove tokens."""
     prune: Prune | None = None
     """Remove heads, neurons and layers."""
+    low_rank: LowRank | None = None
+    """Split matrices into thinner ones."""
     distill: Distill | None = None
     """Train the smaller model towards the original."""
     quantize: Quantize | None = None
@@ -192,7 +208,7 @@ class Step(Model):
 class SearchRange(Model):
     """Values of one parameter that a search may try instead of the one in the step."""
 
-    step: Literal["trimVocabulary", "prune", "distill", "quantize", "calibrate"]
+    step: Literal["trimVocabulary", "prune", "lowRank", "distill", "quantize", "calibrate"]
     """Step of the recipe that the parameter belongs to. Where the recipe has several of that name,
     all of them get the same value."""
     parameter: FieldName
@@ -250,6 +266,12 @@ class CompressionRecipeSpec(Model):
         Cel(
             " && ".join(f"self.steps.filter(s, has(s.{n})).size() <= 1" for n in _ONCE),
             f"each of {', '.join(_ONCE[:-1])} and {_ONCE[-1]} may appear once",
+            ".steps",
+        ),
+        Cel(
+            "self.steps.filter(s, has(s.prune) || has(s.lowRank))"
+            ".map(s, has(s.lowRank) ? 1 : 0).isSorted()",
+            "prune takes whole matrices apart, so lowRank must come after it",
             ".steps",
         ),
         # Of recipes, not of steps: a search may come to a step that keeps everything.

@@ -59,6 +59,8 @@ class PruneUnits(TorchStep):
 
     @override
     def apply(self, encoder: Encoder, data: TrainingData) -> str:
+        if encoder.is_factored:
+            raise StepInvalid("prune takes whole matrices apart, so lowRank must come after it")
         parameters = self._parameters
         before = _Sizes.of(encoder)
         if parameters.drop_layers >= len(before.heads):

@@ -67,6 +67,7 @@ METHODS = {
 STEPS = {
     "trimVocabulary": Entry("kompakt.jobs.compress.trim", "TrimTokens", needs_torch=True),
     "prune": Entry("kompakt.jobs.compress.prune", "PruneUnits", needs_torch=True),
+    "lowRank": Entry("kompakt.jobs.compress.low_rank", "FactorMatrices", needs_torch=True),
     "distill": Entry("kompakt.jobs.compress.distill", "Distillation", needs_torch=True),
     "quantize": METHODS["DynamicInt8"],
     "calibrate": Entry(
@@ -97,6 +98,9 @@ def split(steps: list[Step]) -> tuple[list[Step], list[Step]]:
             "quantize works on the exported graph, so only calibrate may follow it; calibrate is"
             " about the finished model, so it must be the last step"
         )
+    factored = [place for place, step in enumerate(steps) if step.low_rank is not None]
+    if factored and any(step.prune is not None for step in steps[factored[0] :]):
+        raise StepInvalid("prune takes whole matrices apart, so lowRank must come after it")
     return torch_steps, quantize + calibrate
 
 

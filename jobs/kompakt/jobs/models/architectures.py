@@ -21,6 +21,12 @@ HEADS_KEY = "kompakt_heads"
 HEAD_WIDTH_KEY = "kompakt_head_width"
 """Key in config.json with the width of a head, once some are gone: the weights do not tell."""
 
+MATRICES = ("query", "key", "value", "attended", "up", "down")
+"""The matrices of a layer."""
+FACTORS = ("first", "second")
+"""A matrix in two factors has two modules below its own name, applied in this order."""
+_FACTORABLE = frozenset(f"layers.{{}}.{name}" for name in MATRICES)
+
 
 @dataclass(frozen=True)
 class Architecture:
@@ -54,24 +60,29 @@ class Architecture:
         known: dict[str, str] = {}
         patterns = {theirs: ours for ours, theirs in self.modules.items()}
         for name in names:
-            module, _, kind = name.rpartition(".")
-            parts = module.split(".")
-            # The layer's number is the one part that is a number.
-            number = next((part for part in parts if part.isdigit()), "")
-            pattern = ".".join("{}" if part.isdigit() else part for part in parts)
-            if pattern in patterns:
+            pattern, number, kind = _parts(name)
+            ours = patterns.get(pattern)
+            factored = kind.startswith(FACTORS)
+            if ours is not None and not (factored and ours not in _FACTORABLE):
                 # Checkpoints of 2018 call a norm's numbers gamma and beta.
                 kind = {"gamma": "weight", "beta": "bias"}.get(kind, kind)
-                known[name] = f"{patterns[pattern].format(number)}.{kind}"
+                known[name] = f"{ours.format(number)}.{kind}"
         return known
 
     def theirs(self, name: str) -> str:
         """From one of the encoder's weights to what a checkpoint calls it."""
-        module, _, kind = name.rpartition(".")
-        parts = module.split(".")
-        number = next((part for part in parts if part.isdigit()), "")
-        pattern = ".".join("{}" if part.isdigit() else part for part in parts)
+        pattern, number, kind = _parts(name)
         return f"{self.modules[pattern].format(number)}.{kind}"
+
+
+def _parts(name: str) -> tuple[str, str, str]:
+    """Of a weight: its module with `{}` for the number of the layer, the number, and the rest."""
+    *parts, kind = name.split(".")
+    if parts and parts[-1] in FACTORS:
+        kind = f"{parts.pop()}.{kind}"
+    # The layer's number is the one part that is a number.
+    number = next((part for part in parts if part.isdigit()), "")
+    return ".".join("{}" if part.isdigit() else part for part in parts), number, kind
 
 
 def _modules(

@@ -17,6 +17,7 @@ from kompakt.jobs.errors import ModelUnsupported, SourceUnreadable, UnsafeFormat
 from kompakt.jobs.models.architectures import (
     ACTIVATIONS,
     ARCHITECTURES,
+    FACTORS,
     HEAD_WIDTH_KEY,
     UNUSED_WEIGHTS,
     Architecture,
@@ -74,16 +75,32 @@ class Checkpoint:
     def head_counts(self) -> tuple[int, ...]:
         """Attention heads of each layer, as the weights have them."""
         numbers = range(self.layer_count)
-        return tuple(self.layer_shape(n, "query.weight")[0] // self.head_width for n in numbers)
+        return tuple(self.matrix_shape(n, "query")[0] // self.head_width for n in numbers)
 
     @property
     def ffn_sizes(self) -> tuple[int, ...]:
         """FFN neurons of each layer, as the weights have them."""
-        return tuple(self.layer_shape(n, "up.weight")[0] for n in range(self.layer_count))
+        return tuple(self.matrix_shape(n, "up")[0] for n in range(self.layer_count))
 
-    def layer_shape(self, number: int, name: str) -> tuple[int, ...]:
-        """Shape of a layer's weight, by what the encoder calls it."""
-        return self.shapes[self.architecture.theirs(f"layers.{number}.{name}")]
+    @property
+    def ranks(self) -> dict[str, int]:
+        """By the encoder's name of a matrix that is stored as two factors, the size in between."""
+        suffix = f".{FACTORS[0]}.weight"
+        return {
+            ours.removesuffix(suffix): self.shapes[theirs][0]
+            for theirs, ours in self.names.items()
+            if ours.endswith(suffix)
+        }
+
+    def matrix_shape(self, number: int, name: str) -> tuple[int, ...]:
+        """Shape of one of a layer's matrices, or of the product of its factors."""
+        module = f"layers.{number}.{name}"
+        if module not in self.ranks:
+            return self.shapes[self.architecture.theirs(f"{module}.weight")]
+        first, second = (
+            self.shapes[self.architecture.theirs(f"{module}.{factor}.weight")] for factor in FACTORS
+        )
+        return (second[0], first[1])
 
     @property
     def vocabulary(self) -> int:
@@ -289,6 +306,9 @@ def _check_weights(checkpoint: Checkpoint, *, origin: str) -> None:
         )
 
 
+_FACTORED_KINDS = (f"{FACTORS[0]}.weight", f"{FACTORS[1]}.weight", f"{FACTORS[1]}.bias")
+
+
 def _expected(checkpoint: Checkpoint) -> set[str]:
     """What the encoder calls the weights that it cannot do without."""
     tables = {"word", "position"}
@@ -299,7 +319,10 @@ def _expected(checkpoint: Checkpoint) -> set[str]:
             continue
         kinds = ("weight",) if name in tables else ("weight", "bias")
         numbers = range(checkpoint.layer_count or 1) if "{}" in name else (0,)
-        expected.update(f"{name.format(n)}.{kind}" for n in numbers for kind in kinds)
+        for module in (name.format(number) for number in numbers):
+            factored = module in checkpoint.ranks
+            parts = _FACTORED_KINDS if factored else kinds
+            expected.update(f"{module}.{kind}" for kind in parts)
     if checkpoint.architecture.token_type_ids:
         expected.add("token_type.weight")
     return expected
@@ -319,6 +342,7 @@ def _check_settings(checkpoint: Checkpoint, *, origin: str) -> None:
         raise ModelUnsupported(
             f"config.json of {origin} has {key} {config.get(key, 0)}, which {wrong}; correct it"
         )
+    _check_factors(checkpoint, origin=origin)
     _check_layers(checkpoint, hidden=hidden, origin=origin)
     if checkpoint.activation not in ACTIVATIONS:
         raise ModelUnsupported(
@@ -333,15 +357,35 @@ def _check_settings(checkpoint: Checkpoint, *, origin: str) -> None:
         )
 
 
+def _check_factors(checkpoint: Checkpoint, *, origin: str) -> None:
+    """A matrix that is stored as two is not stored as one too, and the two can be multiplied."""
+    theirs, shapes = checkpoint.architecture.theirs, checkpoint.shapes
+    for module in checkpoint.ranks:
+        first, second = (theirs(f"{module}.{factor}.weight") for factor in FACTORS)
+        whole = theirs(f"{module}.weight")
+        if whole in shapes:
+            raise ModelUnsupported(
+                f"{origin} has {whole} whole and in two factors; leave one of the two out"
+            )
+        if not len(shapes[first]) == len(shapes[second]) == 2 or (  # noqa: PLR2004 axes
+            shapes[second][1] != shapes[first][0]
+        ):
+            raise ModelUnsupported(
+                f"{second} of {origin} is {' x '.join(map(str, shapes[second]))}, which cannot be"
+                f" multiplied by {first}, {' x '.join(map(str, shapes[first]))}; save the model"
+                " again"
+            )
+
+
 def _check_layers(checkpoint: Checkpoint, *, hidden: int, origin: str) -> None:
     """The matrices of each layer fit each other: of a pruned model only they tell its sizes."""
     width = checkpoint.head_width
-    if not any(checkpoint.layer_shape(n, "query.weight")[0] for n in range(checkpoint.layer_count)):
+    if not any(checkpoint.matrix_shape(n, "query")[0] for n in range(checkpoint.layer_count)):
         raise ModelUnsupported(
             f"{origin} has no attention head in any layer, so its answers depend on no text"
         )
     for number in range(checkpoint.layer_count):
-        rows, neurons = (checkpoint.layer_shape(number, f"{n}.weight")[0] for n in ("query", "up"))
+        rows, neurons = (checkpoint.matrix_shape(number, n)[0] for n in ("query", "up"))
         if rows % width:
             name = checkpoint.architecture.theirs(f"layers.{number}.query.weight")
             raise ModelUnsupported(
@@ -354,7 +398,7 @@ def _check_layers(checkpoint: Checkpoint, *, hidden: int, origin: str) -> None:
             "down": (hidden, neurons),
         }
         for module, shape in expected.items():
-            found = checkpoint.layer_shape(number, f"{module}.weight")
+            found = checkpoint.matrix_shape(number, module)
             if found != shape:
                 name = checkpoint.architecture.theirs(f"layers.{number}.{module}.weight")
                 raise ModelUnsupported(

@@ -49,6 +49,35 @@ class EncoderConfig:
     first_position: int
 
 
+class Factored(nn.Module):
+    """A matrix as the product of two thin ones; the second has the bias."""
+
+    def __init__(self, inputs: int, rank: int, outputs: int) -> None:
+        super().__init__()
+        self.first = nn.Linear(inputs, rank, bias=False)
+        self.second = nn.Linear(rank, outputs)
+
+    @override
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        y: torch.Tensor = self.second(self.first(x))
+        return y
+
+    @property
+    def in_features(self) -> int:
+        """What it reads."""
+        return self.first.in_features
+
+    @property
+    def rank(self) -> int:
+        """The size in between."""
+        return self.first.out_features
+
+    @property
+    def out_features(self) -> int:
+        """What it gives."""
+        return self.second.out_features
+
+
 class Layer(nn.Module):
     """Attention, then a feed-forward network, each added to its input and normed.
 
@@ -103,6 +132,18 @@ class Layer(nn.Module):
     def ffn_size(self) -> int:
         """Neurons of the feed-forward network."""
         return self.up.out_features
+
+    def matrix(self, name: str) -> nn.Linear | Factored:
+        """One of `MATRICES`."""
+        module: nn.Linear | Factored = getattr(self, name)
+        return module
+
+    def factor(self, name: str, rank: int) -> Factored:
+        """Puts two factors, to be filled, in place of one of `MATRICES`."""
+        whole = self.matrix(name)
+        factored = Factored(whole.in_features, rank, whole.out_features)
+        setattr(self, name, factored)
+        return factored
 
     def keep_heads(self, keep: torch.Tensor) -> None:
         """Takes all heads but these out of the matrices."""
@@ -189,6 +230,11 @@ class Encoder(nn.Module):
     def encoder_layers(self) -> list[Layer]:
         """The layers, typed."""
         return [layer for layer in self.layers if isinstance(layer, Layer)]
+
+    @property
+    def is_factored(self) -> bool:
+        """Whether any matrix is the product of two."""
+        return any(isinstance(module, Factored) for module in self.modules())
 
     def keep_layers(self, keep: Sequence[int]) -> None:
         """Takes all layers but these out."""

@@ -41,6 +41,9 @@ def load(checkpoint: Checkpoint) -> Encoder:
             first_position=architecture.first_position,
         )
     )
+    for name, rank in checkpoint.ranks.items():
+        _, number, matrix = name.split(".")
+        encoder.encoder_layers()[int(number)].factor(matrix, rank)
     state: dict[str, torch.Tensor] = {}
     for file in sorted(checkpoint.folder.glob("*.safetensors")):
         for name, tensor in load_file(file).items():
