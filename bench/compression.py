@@ -61,7 +61,8 @@ CONFIDENCE = 0.95
 NEED_NO_TEXTS = {"DynamicInt8", "BFloat16"}
 """Methods of quantization."""
 LABELLED, UNLABELLED = 256, 6000
-CALIBRATION = 128
+CALIBRATION, CHECKED = 128, 512
+"""Texts; the latter on top where a recipe checks its choice."""
 
 
 @dataclass(frozen=True)
@@ -93,6 +94,7 @@ class Bench:
     checkpoint: Path
     training: Path
     calibration: Path
+    """With `CHECKED` texts beside those that ranges are taken from."""
     evaluation: Path
 
     def job(self, body: dict[str, Any]) -> tuple[TaskResult, float]:
@@ -276,7 +278,7 @@ def _prepare(folder: Path) -> Bench:
         line["label"] = None
     training, calibration = folder / "training.jsonl", folder / "calibration.jsonl"
     training.write_text("".join(json.dumps(line) + "\n" for line in chosen))
-    texts = ({"text": line["text"]} for line in chosen[-CALIBRATION:])
+    texts = ({"text": line["text"]} for line in chosen[-CALIBRATION - CHECKED :])
     calibration.write_text("".join(json.dumps(text) + "\n" for text in texts))
     return Bench(
         folder=folder,
@@ -296,7 +298,8 @@ def _data(bench: Bench, spec: CompressionRecipeSpec) -> dict[str, Any]:
     """The data that a recipe may see."""
     found: dict[str, Any] = {}
     if _needs(spec) != "nothing":
-        found["calibration"] = _source(bench.calibration).to_wire()
+        limit = _calibration(spec)
+        found["calibration"] = _source(bench.calibration, limit=limit).to_wire()
     if _trains(spec):
         found["training"] = _source(bench.training, labelField="label").to_wire()
     return found
@@ -306,7 +309,12 @@ def _needs(spec: CompressionRecipeSpec) -> str:
     if _trains(spec):
         return f"{LABELLED} labelled + {UNLABELLED} unlabelled"
     methods = {step.quantize.method for step in spec.steps if step.quantize is not None}
-    return "nothing" if methods <= NEED_NO_TEXTS else f"{CALIBRATION} unlabelled"
+    return "nothing" if methods <= NEED_NO_TEXTS else f"{_calibration(spec)} unlabelled"
+
+
+def _calibration(spec: CompressionRecipeSpec) -> int:
+    quantize = [step.quantize for step in spec.steps if step.quantize is not None]
+    return CALIBRATION + CHECKED * any(step.mixed == "Enabled" for step in quantize)
 
 
 def _trains(spec: CompressionRecipeSpec) -> bool:

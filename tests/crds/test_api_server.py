@@ -218,6 +218,11 @@ BAD_OTHERS = [
         changed(RECIPE, "family", [300, 500]),
         "family begins with the largest share",
     ),
+    (
+        "CompressionRecipe",
+        {"steps": [{"quantize": {"method": "DynamicInt8", "mixed": "Enabled"}}]},
+        "mixed is for StaticInt8 and OpenVinoInt8",
+    ),
     ("ModelVariant", changed(VARIANT, "digest", "latest"), "spec.digest"),
     ("ModelVariant", changed(VARIANT, "labels", ["one"]), "spec.labels"),
     ("VariantRollout", {"policyRef": {"name": "x"}}, "spec.candidateRef: Required value"),

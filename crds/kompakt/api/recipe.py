@@ -156,6 +156,21 @@ class Quantize(Model):
     """StaticInt8, OpenVinoInt8: how much of the activations' outliers goes into the weights before
     both are quantized, the α of SmoothQuant (Xiao et al. 2022, arXiv:2211.10438) in thousandths;
     0 leaves them where they are."""
+    mixed: Literal["Enabled", "Disabled"] = "Disabled"
+    """StaticInt8, OpenVinoInt8: products whose quantization hurts most stay in floating point, as
+    many as the agreement below needs and no more."""
+    min_agreement_basis_points: Annotated[int, Field(ge=5000, le=10_000)] = 9900
+    """With mixed: share of calibration texts, others than those that choices are made on, which
+    must get the original's label. From 100 texts up to 512; the more, the finer."""
+
+    cel_rules: ClassVar[tuple[Cel, ...]] = (
+        Cel(
+            "self.mixed == 'Disabled' || self.method in ['StaticInt8', 'OpenVinoInt8']",
+            "mixed is for StaticInt8 and OpenVinoInt8, which choose per product by texts: set the"
+            " method to one of them, or leave mixed out",
+            ".mixed",
+        ),
+    )
 
 
 class Calibrate(Model):

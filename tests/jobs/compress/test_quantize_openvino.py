@@ -16,7 +16,9 @@ from kompakt.jobs.compress.quantize_openvino import (
     BFloat16,
     OpenVinoInt8,
     import_nncf,
+    input_costs,
     table_types,
+    unrounded,
     weight_types,
 )
 from kompakt.jobs.errors import PackageMissing, QuantizationIncomplete, StepInvalid
@@ -158,3 +160,45 @@ def test_a_missing_package_is_one_sentence(
     monkeypatch.setitem(sys.modules, package, None)
     with pytest.raises(PackageMissing, match=rf"install kompakt\[{package}\]"):
         load()
+
+
+def test_inputs_that_hurt_stay_in_floating_point(
+    graph_of: Graphs, graph_data: GraphData, tmp_path: Path
+) -> None:
+    """With mixed precision the agreement is kept on texts that the choice has not seen, and the
+    weights stay integers: the file is as small as before.
+    """
+    texts = [f"{text} {other}" for text in graph_data.texts for other in "abc"]
+    data = replace(graph_data, texts=texts)
+    source = graph_of("bert")
+    plain, _ = OpenVinoInt8(FEW).apply(source, tmp_path / "plain", data)
+    mixed = FEW.evolve(mixed="Enabled", min_agreement_basis_points=9700)
+    made, _ = OpenVinoInt8(mixed).apply(source, tmp_path / "mixed", data)
+    found = data.details["mixed"]
+    assert found["agreement"] >= 0.97
+    checked = data.check_texts(FEW.samples)
+    labels = [data.logits(graph, checked).argmax(axis=1) for graph in (source, made)]
+    assert (labels[0] == labels[1]).mean() == pytest.approx(found["agreement"], abs=0.011)
+    sizes = [(graph.folder / "model.bin").stat().st_size for graph in (plain, made)]
+    assert sizes[1] <= sizes[0]
+
+
+def test_nothing_rounded_is_nothing_changed_but_weights(
+    graph_of: Graphs, graph_data: GraphData, tmp_path: Path
+) -> None:
+    """With every input in floating point, only the rounding of weights is left."""
+    source = graph_of("bert")
+    made, _ = OpenVinoInt8(FEW).apply(source, tmp_path / "int8", graph_data)
+    model = import_openvino().Core().read_model(made.path)
+    costs = input_costs(model, longest=40)
+    assert max(costs.values()) in {3 * 64 * 64, 64 * 128}
+    bare = unrounded(model, set(costs))
+    kinds = [operation.get_type_name() for operation in bare.get_ops()]
+    assert "FakeQuantize" not in kinds
+    assert weight_types(bare) == ["i8"] * 14
+    import_openvino().save_model(bare, tmp_path / "bare" / "model.xml", compress_to_fp16=False)
+    exact, rounded, unrounded_ = (
+        answers(graph, graph_data)
+        for graph in (source, made, Graph(tmp_path / "bare", runtime="OpenVino"))
+    )
+    assert np.abs(exact - unrounded_).mean() < np.abs(exact - rounded).mean()

@@ -16,7 +16,7 @@ import numpy as np
 from kompakt.api.artifact import MODEL_FILES, Precision
 from kompakt.api.base import Runtime
 from kompakt.jobs.errors import StepInvalid
-from kompakt.jobs.models.session import Logits, open_files
+from kompakt.jobs.models.session import Logits, Session, open_files
 from kompakt.jobs.models.text import open_tokenizer, pad
 
 if TYPE_CHECKING:
@@ -24,6 +24,8 @@ if TYPE_CHECKING:
 
 FEWEST_TEXTS = 16
 """Ranges from fewer are those of single texts."""
+RANKING_TEXTS = 48
+FEWEST_CHECKS, MOST_CHECKS = 100, 512
 
 
 @dataclass(frozen=True)
@@ -67,7 +69,7 @@ class GraphData:
 
     def encodings(self, samples: int) -> list[Encoding]:
         """The first so many of the texts, tokenized; empty ones left out."""
-        drawn = [text for text in self.texts if text.strip()][:samples]
+        drawn = self._written[:samples]
         if len(drawn) < FEWEST_TEXTS:
             raise StepInvalid(
                 f"quantize needs at least {FEWEST_TEXTS} texts to calibrate with, data.calibration"
@@ -84,12 +86,35 @@ class GraphData:
             longest=self.max_sequence_length,
             threads=self.threads,
         )
-        encodings = self._tokenizer.encode_batch(list(texts))
+        return self.answers(session, texts)
+
+    def ranking_texts(self, samples: int) -> list[str]:
+        """Of those that ranges are taken from, enough to tell sensitive products from others."""
+        return self._written[: min(samples, RANKING_TEXTS)]
+
+    def check_texts(self, samples: int) -> list[str]:
+        """Texts after those, for a verdict on what was chosen."""
+        found = self._written[samples : samples + MOST_CHECKS]
+        if len(found) < FEWEST_CHECKS:
+            raise StepInvalid(
+                f"quantize with mixed precision needs at least {FEWEST_CHECKS} texts beside its"
+                f" {samples} samples to check its choice on, data.calibration has {len(found)}:"
+                " name more texts there, or lower samples"
+            )
+        return found
+
+    def answers(self, session: Session, texts: Sequence[str]) -> Logits:
+        """What an opened model answers, [texts, labels], one text at a time."""
         rows = [
             session.run(pad([encoding], pad_id=0, input_names=session.input_names))
-            for encoding in encodings
+            for encoding in self._tokenizer.encode_batch(list(texts))
         ]
         return np.concatenate(rows)
+
+    @cached_property
+    def _written(self) -> list[str]:
+        """The texts that are not empty."""
+        return [text for text in self.texts if text.strip()]
 
     @cached_property
     def _tokenizer(self) -> Tokenizer:

@@ -15,8 +15,10 @@ from __future__ import annotations
 import contextlib
 import io
 import logging
+import math
 import os
 from collections import Counter
+from collections.abc import Collection, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -25,9 +27,10 @@ from typing_extensions import override
 from kompakt.api.artifact import IR_NAME
 from kompakt.api.recipe import Quantize
 from kompakt.jobs.compress.graph import Graph, GraphData
+from kompakt.jobs.compress.mixed import Groups, mix, report, require
 from kompakt.jobs.compress.steps import GraphStep
 from kompakt.jobs.errors import PackageMissing, QuantizationIncomplete
-from kompakt.jobs.models.session import import_openvino, openvino_settings
+from kompakt.jobs.models.session import Logits, OpenVinoSession, import_openvino, openvino_settings
 from kompakt.jobs.models.text import pad
 
 SMALL_TYPES = {"i8", "u8"}
@@ -65,10 +68,42 @@ class OpenVinoInt8(GraphStep):
                 f"{found} of {wanted} matrix products became int8, {wanted - found} stayed fp32;"
                 " report the model, please"
             )
+        said = f"{found} matrices"
+        if self._parameters.mixed == "Enabled":
+            quantized, count = self._mixed(graph, quantized, data)
+            said = f"{found} matrices ({count} of their inputs fp32)"
         made = save(quantized, target, Graph(target, runtime="OpenVino"), halve=False)
         data.details["executed"] = executed(made, threads=data.threads)
         tables = sum(name in SMALL_TYPES for name in table_types(quantized))
-        return made, f"{found} matrices and {tables} embedding tables int8 for OpenVINO"
+        return made, f"{said} and {tables} embedding tables int8 for OpenVINO"
+
+    def _mixed(self, graph: Graph, quantized: Any, data: GraphData) -> tuple[Any, int]:
+        """The model with some inputs of products left in floating point, and how many. Their
+        weights stay integers: they hardly err, and the size is theirs.
+        """
+        ours = self._parameters
+
+        def run(floating: Groups, texts: Sequence[str]) -> Logits:
+            session = OpenVinoSession(
+                unrounded(quantized, floating),
+                precision="Float32",
+                longest=data.max_sequence_length,
+                threads=data.threads,
+            )
+            return data.answers(session, texts)
+
+        agreement = ours.min_agreement_basis_points / 10_000
+        mixture = mix(
+            input_costs(quantized, longest=data.max_sequence_length),
+            run,
+            original=lambda texts: data.logits(graph, texts),
+            ranking=data.ranking_texts(ours.samples),
+            check=data.check_texts(ours.samples),
+            agreement=agreement,
+        )
+        chosen = require(mixture, agreement=agreement)
+        data.details["mixed"] = report(chosen)
+        return unrounded(quantized, chosen.floating), len(chosen.floating)
 
     def _advanced(self, nncf: Any) -> Any:
         ours = self._parameters
@@ -128,6 +163,31 @@ def save(model: Any, target: Path, made: Graph, *, halve: bool) -> Graph:
     return made
 
 
+def input_costs(model: Any, *, longest: int) -> dict[str, int]:
+    """Of each place where activations are rounded the multiply-accumulate operations, for a token,
+    of the products that read them.
+    """
+    costs = {}
+    for operation in model.get_ordered_ops():
+        if operation.get_type_name() != "FakeQuantize":
+            continue
+        costs[operation.get_friendly_name()] = sum(
+            _operations(product, operation, longest=longest) for product in _readers(operation)
+        )
+    return {name: cost for name, cost in costs.items() if cost}
+
+
+def unrounded(model: Any, names: Collection[str]) -> Any:
+    """A copy in which activations pass some of these places as they are."""
+    copy = model.clone()
+    for operation in copy.get_ordered_ops():
+        rounds = operation.get_type_name() == "FakeQuantize"
+        if rounds and operation.get_friendly_name() in names:
+            operation.output(0).replace(operation.input_value(0))
+    copy.validate_nodes_and_infer_types()
+    return copy
+
+
 def weight_types(model: Any) -> list[str]:
     """In what the matrix of each product with a constant matrix is stored."""
     return [
@@ -161,6 +221,29 @@ def executed(graph: Graph, *, threads: int) -> dict[str, int]:
         if operation.get_rt_info()["layerType"].astype(str).startswith("FullyConnected")
     )
     return dict(sorted(kinds.items()))
+
+
+def _readers(operation: Any) -> list[Any]:
+    """The products that read a tensor, also where it is only laid out anew before."""
+    found = []
+    for target in operation.output(0).get_target_inputs():
+        node = target.get_node()
+        if node.get_type_name() == "MatMul":
+            found.append(node)
+        elif node.get_type_name() in {"Reshape", "Transpose", "Squeeze", "Unsqueeze"}:
+            found += _readers(node)
+    return found
+
+
+def _operations(product: Any, operation: Any, *, longest: int) -> int:
+    """For a token; of a product of two activations, with as many tokens as there may be."""
+    weight = _constant(product.input_value(1))
+    if weight is not None:
+        return math.prod(map(int, weight.get_output_shape(0)))
+    known: list[int] = [
+        d.get_length() for d in operation.get_output_partial_shape(0) if d.is_static
+    ]
+    return longest * math.prod(known)
 
 
 def _constant(value: Any) -> Any | None:

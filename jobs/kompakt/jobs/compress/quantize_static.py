@@ -8,7 +8,7 @@ what else is in its batch.
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
@@ -18,6 +18,7 @@ from typing_extensions import override
 
 from kompakt.api.recipe import Quantize
 from kompakt.jobs.compress.graph import Graph, GraphData
+from kompakt.jobs.compress.mixed import Groups, mix, report, require
 from kompakt.jobs.compress.products import Constants, Product, plain, products
 from kompakt.jobs.compress.qdq import (
     Range,
@@ -29,7 +30,7 @@ from kompakt.jobs.compress.qdq import (
 from kompakt.jobs.compress.ranges import Activations, Extremes
 from kompakt.jobs.compress.steps import GraphStep
 from kompakt.jobs.errors import QuantizationIncomplete
-from kompakt.jobs.models.session import open_session
+from kompakt.jobs.models.session import Logits, OnnxSession, open_session
 from kompakt.jobs.models.text import pad
 
 INTEGER_PRODUCTS = {"MatMulIntegerToFloat", "QLinearMatMul", "MatMulInteger", "QGemm"}
@@ -46,21 +47,68 @@ class StaticInt8(GraphStep):
         ours = self._parameters
         model = plain(onnx.load(str(graph.path)))
         ranges = self._ranges(model, data)
-        chosen = {product.node for product in products(model.graph)}
+        tables = write_tables(model)
+        constants = Constants(model.graph)
+        sizes = {
+            product.node: constants.value(product.weight).size for product in products(model.graph)
+        }
+        floating = self._floating(graph, model, ranges, sizes, data) if self._mixes else frozenset()
+        chosen = set(sizes) - floating
+        made = Graph(target)
+        quantized = self._quantized(model, ranges, chosen)
+        target.mkdir(parents=True, exist_ok=True)
+        onnx.save(quantized, str(made.path))
+        require_integers(made.path, len(chosen), threads=data.threads)
+        said = f"{len(chosen)} of {len(sizes)} matrices and {tables} embedding tables int8"
+        return made, f"{said}, ranges by {ours.calibration}"
+
+    @property
+    def _mixes(self) -> bool:
+        return self._parameters.mixed == "Enabled"
+
+    def _quantized(
+        self, model: onnx.ModelProto, ranges: Mapping[str, Range], chosen: Collection[str]
+    ) -> onnx.ModelProto:
+        ours = self._parameters
+        copy = onnx.ModelProto()
+        copy.CopyFrom(model)
         write_products(
-            model,
+            copy,
             chosen,
             ranges,
             per_channel=ours.per_channel == "Enabled",
             bits=7 if ours.reduce_range == "Enabled" else 8,
         )
-        tables = write_tables(model)
-        target.mkdir(parents=True, exist_ok=True)
-        made = Graph(target)
-        onnx.save(model, str(made.path))
-        require_integers(made.path, len(chosen), threads=data.threads)
-        said = f"{len(chosen)} matrices and {tables} embedding tables int8"
-        return made, f"{said}, ranges by {ours.calibration}"
+        return copy
+
+    def _floating(
+        self,
+        graph: Graph,
+        model: onnx.ModelProto,
+        ranges: Mapping[str, Range],
+        sizes: Mapping[str, int],
+        data: GraphData,
+    ) -> Groups:
+        """The products that stay in floating point."""
+        ours = self._parameters
+
+        def run(floating: Groups, texts: Sequence[str]) -> Logits:
+            made = self._quantized(model, ranges, set(sizes) - floating)
+            session = OnnxSession(made.SerializeToString(), threads=data.threads)
+            return data.answers(session, texts)
+
+        agreement = ours.min_agreement_basis_points / 10_000
+        mixture = mix(
+            sizes,
+            run,
+            original=lambda texts: data.logits(graph, texts),
+            ranking=data.ranking_texts(ours.samples),
+            check=data.check_texts(ours.samples),
+            agreement=agreement,
+        )
+        found = require(mixture, agreement=agreement)
+        data.details["mixed"] = report(found)
+        return found.floating
 
     def _ranges(self, model: onnx.ModelProto, data: GraphData) -> dict[str, Range]:
         """The range of what each product reads; smooths the model in place on the way."""

@@ -38,8 +38,8 @@ class Session(Protocol):
 class OnnxSession(Session):
     """ONNX Runtime."""
 
-    def __init__(self, path: Path, *, threads: int) -> None:
-        self._session = open_session(path, threads=threads)
+    def __init__(self, model: Path | bytes, *, threads: int) -> None:
+        self._session = open_session(model, threads=threads)
         self.input_names = tuple(entry.name for entry in self._session.get_inputs())
 
     @override
@@ -51,12 +51,10 @@ class OnnxSession(Session):
 class OpenVinoSession(Session):
     """OpenVINO on a CPU. Batches are padded to `padded_length`."""
 
-    def __init__(self, path: Path, *, precision: Precision, longest: int, threads: int) -> None:
-        compiled = (
-            import_openvino()
-            .Core()
-            .compile_model(path, "CPU", openvino_settings(precision, threads=threads))
-        )
+    def __init__(self, model: Any, *, precision: Precision, longest: int, threads: int) -> None:
+        """`model` is the path of a file, or OpenVINO's own object."""
+        settings = openvino_settings(precision, threads=threads)
+        compiled = import_openvino().Core().compile_model(model, "CPU", settings)
         self.input_names = tuple(entry.get_any_name() for entry in compiled.inputs)
         self._longest = longest
         self._request = compiled.create_infer_request()
