@@ -183,6 +183,7 @@ BAD_POLICIES = [
     ("gates.0.maxDropBasisPoints", 1.5, "gates[0].maxDropBasisPoints"),
     ("modle", {}, 'unknown field "spec.modle"'),
 ]
+ZEROS = {"zeroPoints": "Enabled"}
 BAD_OTHERS = [
     ("CompressionRecipe", {"steps": [{}]}, "a step is exactly one of"),
     (
@@ -222,6 +223,16 @@ BAD_OTHERS = [
         "CompressionRecipe",
         {"steps": [{"quantize": {"method": "DynamicInt8", "mixed": "Enabled"}}]},
         "mixed is for StaticInt8 and OpenVinoInt8",
+    ),
+    (
+        "CompressionRecipe",
+        {"steps": [{"quantize": {"method": "WeightOnly", "weightBits": 1, **ZEROS}}]},
+        "zeroPoints are for the method WeightOnly with 2 bits or more",
+    ),
+    (
+        "CompressionRecipe",
+        {"steps": [{"quantize": {"method": "WeightOnly", "weightBits": 3}}]},
+        "weightBits: Unsupported value: 3",
     ),
     ("ModelVariant", changed(VARIANT, "digest", "latest"), "spec.digest"),
     ("ModelVariant", changed(VARIANT, "labels", ["one"]), "spec.labels"),

@@ -132,13 +132,17 @@ class Distill(Model):
 class Quantize(Model):
     """Post-training quantization of the exported graph."""
 
-    method: Literal["DynamicInt8", "StaticInt8", "OpenVinoInt8", "BFloat16"] = "DynamicInt8"
+    method: Literal["DynamicInt8", "StaticInt8", "OpenVinoInt8", "BFloat16", "WeightOnly"] = (
+        "DynamicInt8"
+    )
     """DynamicInt8: 8-bit weights, activations quantized as they come, in ONNX Runtime; needs no
     texts.
     StaticInt8: 8-bit weights and activations, their ranges taken from texts, in ONNX Runtime.
     OpenVinoInt8: 8-bit weights and activations, their ranges taken from texts, in OpenVINO.
     BFloat16: 16 bits, in OpenVINO, on CPUs that compute in bfloat16 (AVX512-BF16, AMX); needs no
-    texts."""
+    texts.
+    WeightOnly: weights in 8, 4, 2 or 1 bits, packed, each block of them with a scale, in ONNX
+    Runtime, for the smallest file; needs no texts."""
     per_channel: Literal["Enabled", "Disabled"] = "Enabled"
     """Int8: one scale for each output channel of a weight, rather than one for the whole
     matrix."""
@@ -162,6 +166,17 @@ class Quantize(Model):
     min_agreement_basis_points: Annotated[int, Field(ge=5000, le=10_000)] = 9900
     """With mixed: share of calibration texts, others than those that choices are made on, which
     must get the original's label. From 100 texts up to 512; the more, the finer."""
+    weight_bits: Literal[1, 2, 4, 8] = 4
+    """WeightOnly: bits of a weight. Below 4 only weights that were trained for it are of use: 2
+    bits are -1, 0 and 1 then, 1 bit is -1 and 1. ONNX Runtime unpacks 1 bit when it opens the file,
+    so that only the file is small."""
+    block_size: Literal[16, 32, 64, 128, 256] = 32
+    """WeightOnly: how many weights share a scale of 32 bits."""
+    zero_points: Literal["Enabled", "Disabled"] = "Disabled"
+    """WeightOnly of 2 bits or more: blocks have a zero point beside the scale."""
+    activations: Literal["Int8", "Float32"] = "Int8"
+    """WeightOnly of 2 bits or more: what ONNX Runtime may round to, in blocks, what is multiplied
+    with the weights. Int8 is faster on CPUs with VNNI, and below 4 bits on all."""
 
     cel_rules: ClassVar[tuple[Cel, ...]] = (
         Cel(
@@ -169,6 +184,11 @@ class Quantize(Model):
             "mixed is for StaticInt8 and OpenVinoInt8, which choose per product by texts: set the"
             " method to one of them, or leave mixed out",
             ".mixed",
+        ),
+        Cel(
+            "self.zeroPoints == 'Disabled' || (self.method == 'WeightOnly' && self.weightBits > 1)",
+            "zeroPoints are for the method WeightOnly with 2 bits or more: leave them out",
+            ".zeroPoints",
         ),
     )
 

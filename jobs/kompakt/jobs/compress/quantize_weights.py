@@ -1,0 +1,178 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Weights in 8, 4, 2 or 1 bits, packed, activations as they are: for size, where int8 is too much.
+
+ONNX Runtime multiplies with packed matrices of 8, 4 and 2 bits (MatMulNBits). It has no kernel for
+1 bit; those are unpacked by operators of the graph when the file is opened, so the file is small
+and the model in memory is not.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any
+
+import numpy as np
+import onnx
+from numpy.typing import NDArray
+from onnx import TensorProto, helper
+from typing_extensions import override
+
+from kompakt.api.recipe import Quantize
+from kompakt.jobs.compress.blocks import Blocks, packed, to_blocks, to_signs
+from kompakt.jobs.compress.graph import Graph, GraphData
+from kompakt.jobs.compress.products import Constants, Matrix, plain, products
+from kompakt.jobs.compress.qdq import write_tables
+from kompakt.jobs.compress.steps import GraphStep
+from kompakt.jobs.errors import QuantizationIncomplete
+from kompakt.jobs.models.session import open_session
+
+ACCURACY_LEVELS = {"Float32": 1, "Int8": 4}
+"""What MatMulNBits may round what it reads to."""
+_DOMAIN = "com.microsoft"
+_BYTE = 8
+_TINY = 1e-30
+
+
+class WeightOnly(GraphStep):
+    """The step `quantize` with the method WeightOnly."""
+
+    def __init__(self, parameters: Quantize) -> None:
+        self._parameters = parameters
+
+    @override
+    def apply(self, graph: Graph, target: Path, data: GraphData) -> tuple[Graph, str]:
+        ours = self._parameters
+        model = plain(onnx.load(str(graph.path)))
+        errors = self._write(model)
+        tables = write_tables(model)
+        made = Graph(target)
+        target.mkdir(parents=True, exist_ok=True)
+        onnx.save(model, str(made.path))
+        if ours.weight_bits > 1:
+            _require_packed(made.path, len(errors), threads=data.threads)
+        data.details["weightErrors"] = errors
+        said = f"{len(errors)} matrices in {ours.weight_bits} bits and {tables} embedding tables"
+        return made, f"{said} int8"
+
+    def _write(self, model: onnx.ModelProto) -> dict[str, float]:
+        """Packs each product's matrix in place; returns the relative errors."""
+        ours, constants = self._parameters, Constants(model.graph)
+        wanted = {product.node: product for product in products(model.graph)}
+        errors: dict[str, float] = {}
+        nodes: list[onnx.NodeProto] = []
+        for node in model.graph.node:
+            product = wanted.get(node.name)
+            if product is None:
+                nodes.append(node)
+                continue
+            weight = constants.value(product.weight)
+            if ours.weight_bits == 1:
+                blocks = to_signs(weight, size=ours.block_size)
+                nodes += _signs(node, blocks, constants)
+            else:
+                blocks = to_blocks(
+                    weight,
+                    bits=ours.weight_bits,
+                    size=ours.block_size,
+                    symmetric=ours.zero_points == "Disabled",
+                )
+                level = ACCURACY_LEVELS[ours.activations]
+                nodes.append(_packed_product(node, blocks, constants, level=level))
+            errors[node.name] = round(_relative(blocks.weight - weight, weight), 5)
+        kept = [onnx.NodeProto.FromString(node.SerializeToString()) for node in nodes]
+        del model.graph.node[:]
+        model.graph.node.extend(kept)
+        constants.drop_unused()
+        if all(entry.domain != _DOMAIN for entry in model.opset_import):
+            model.opset_import.append(helper.make_opsetid(_DOMAIN, 1))
+        return errors
+
+
+def _relative(gap: Matrix, weight: Matrix) -> float:
+    """The size of one beside that of the other."""
+    return float(np.linalg.norm(gap)) / max(float(np.linalg.norm(weight)), _TINY)
+
+
+def _packed_product(
+    node: onnx.NodeProto, blocks: Blocks, constants: Constants, *, level: int
+) -> onnx.NodeProto:
+    outputs, _, size = blocks.codes.shape
+    inputs = [
+        node.input[0],
+        constants.add(f"{node.name}_packed", packed(blocks.codes, blocks.bits)),
+        constants.add(f"{node.name}_scales", blocks.scales),
+    ]
+    if blocks.zeros is not None:
+        inputs.append(constants.add(f"{node.name}_zeros", packed(blocks.zeros, blocks.bits)))
+    return helper.make_node(
+        "MatMulNBits",
+        inputs,
+        list(node.output),
+        name=node.name,
+        domain=_DOMAIN,
+        K=blocks.inputs,
+        N=outputs,
+        bits=blocks.bits,
+        block_size=size,
+        accuracy_level=level,
+    )
+
+
+def _signs(node: onnx.NodeProto, blocks: Blocks, constants: Constants) -> list[onnx.NodeProto]:
+    """Unpacks 1 bit, -1 or 1 times a scale, by arithmetic that every opset has."""
+    name = node.name
+    outputs, count, size = blocks.codes.shape
+    values: dict[str, NDArray[np.generic]] = {
+        "packed": packed(blocks.codes, 1)[..., None],
+        "powers": (2 ** np.arange(_BYTE)).astype(np.int32),
+        "two": np.array(2, np.int32),
+        "one": np.array(1, np.float32),
+        "twice": np.array(2, np.float32),
+        "shape": np.array([outputs, count, size]),
+        "scales": blocks.scales[..., None],
+        "rows": np.array([outputs, count * size]),
+        "begin": np.array([0]),
+        "end": np.array([blocks.inputs]),
+        "axis": np.array([1]),
+    }
+    stored = {key: constants.add(f"{name}_{key}", value) for key, value in values.items()}
+    chain: list[tuple[str, list[str], dict[str, Any]]] = [
+        ("Cast", ["packed"], {"to": TensorProto.INT32}),
+        ("Div", ["", "powers"], {}),
+        ("Mod", ["", "two"], {}),
+        ("Cast", [""], {"to": TensorProto.FLOAT}),
+        ("Mul", ["", "twice"], {}),
+        ("Sub", ["", "one"], {}),
+        ("Reshape", ["", "shape"], {}),
+        ("Mul", ["", "scales"], {}),
+        ("Reshape", ["", "rows"], {}),
+        ("Slice", ["", "begin", "end", "axis"], {}),
+        ("Transpose", [""], {"perm": [1, 0]}),
+    ]
+    found: list[onnx.NodeProto] = []
+    last = ""
+    for number, (kind, inputs, settings) in enumerate(chain):
+        output = f"{name}_unpacked_{number}"
+        names = [stored[key] if key else last for key in inputs]
+        found.append(helper.make_node(kind, names, [output], name=output, **settings))
+        last = output
+    product = onnx.NodeProto()
+    product.CopyFrom(node)
+    product.input[1] = last
+    return [*found, product]
+
+
+def _require_packed(path: Path, wanted: int, *, threads: int) -> None:
+    """Looks at the graph that ONNX Runtime really runs."""
+    with TemporaryDirectory() as folder:
+        optimized = Path(folder) / "optimized.onnx"
+        open_session(path, threads=threads, optimized=optimized)
+        operators = Counter(node.op_type for node in onnx.load(str(optimized)).graph.node)
+    found = operators["MatMulNBits"]
+    if found != wanted:
+        raise QuantizationIncomplete(
+            f"ONNX Runtime runs {found} of {wanted} matrix products on packed weights; report the"
+            " model, please"
+        )
