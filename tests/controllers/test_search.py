@@ -14,14 +14,8 @@ from kompakt.api.policy import Search, Target
 from kompakt.api.recipe import CompressionRecipeSpec
 from kompakt.api.run import Parameter, Trial
 from kompakt.controllers.ranges import resolve
-from kompakt.controllers.search import (
-    Goal,
-    Proposal,
-    _told,
-    _told_before,
-    propose,
-    remember,
-)
+from kompakt.controllers.search import Proposal, propose, remember
+from kompakt.controllers.told import Goal, tell, tell_before
 
 GOAL = Goal(policy_spec().targets[0], tuple(policy_spec().gates), "Cost")
 Measure = Callable[[int], Trial]
@@ -87,7 +81,7 @@ def ask(
     return found
 
 
-@pytest.mark.parametrize("sampler", ["TPE", "NSGAII", "Grid", "Random"])
+@pytest.mark.parametrize("sampler", ["TPE", "NSGAII", "GaussianProcess", "Grid", "Random"])
 def test_nothing_is_tried_twice(sampler: str) -> None:
     """A search with more trials than there are combinations tries each once, and ends."""
     space = {"prune-int8": recipe(prune__ffnKeepPermille=(300, 800, 100))}
@@ -131,7 +125,7 @@ def test_what_could_not_be_tried_teaches_nothing() -> None:
     proposal = ask(searching(), [])
     states = ("Failed", "Infeasible", "Compressing")
     failed, infeasible, running = (
-        _told([tried(proposal, 0, state=state)], RECIPES, GOAL) for state in states
+        tell([tried(proposal, 0, state=state)], RECIPES, GOAL) for state in states
     )
 
     assert failed == []
@@ -189,8 +183,8 @@ def test_what_is_remembered_is_what_was_measured() -> None:
 
     assert [trial.state for trial in found] == ["Complete", "Infeasible"]
     assert found[0].parameters == list(proposal.parameters)
-    assert len(_told_before(found, space, GOAL)) == 2
-    assert _told_before(found, other, GOAL) == []
+    assert len(tell_before(found, space, GOAL)) == 2
+    assert tell_before(found, other, GOAL) == []
     assert remember(trials, {}, target=GOAL.target.name) == []
 
 
@@ -273,6 +267,7 @@ def test_constraints_guide_the_search() -> None:
         return sum(450 <= kept(trial) <= 650 for trial in trials)
 
     assert near("TPE") > 1.5 * near("Random")
+    assert near("GaussianProcess") > 1.5 * near("Random")
 
 
 def test_what_does_not_fit_is_avoided() -> None:
@@ -289,11 +284,13 @@ def test_what_does_not_fit_is_avoided() -> None:
         return sum(trial.state == "Complete" for trial in trials)
 
     assert fit("TPE") > 1.5 * fit("Random")
+    assert fit("GaussianProcess") > 1.5 * fit("Random")
 
 
-def test_parallel_trials_spread() -> None:
+@pytest.mark.parametrize("sampler", ["TPE", "GaussianProcess"])
+def test_parallel_trials_spread(sampler: str) -> None:
     """Trials under way are known to the sampler: it proposes others beside them."""
-    search = searching(maxTrials=12, maxParallelTrials=4)
+    search = searching(sampler=sampler, maxTrials=12, maxParallelTrials=4)
     trials: list[Trial] = []
     for number in range(4):
         trials.append(tried(ask(search, trials), number, state="Compressing"))
@@ -392,9 +389,9 @@ def test_stages_that_differ_lie_beside_the_space() -> None:
     steps = list(STAGES.steps)
     steps[2] = resolve(STAGES, [Parameter(step="prune", name="ffnKeepPermille", value=600)])[2]
     own = Trial(number=0, recipe="prune-int8", origin="Recipe", steps=steps, state="Measuring")
-    assert _told([own], {"prune-int8": STAGES}, GOAL) == []
+    assert tell([own], {"prune-int8": STAGES}, GOAL) == []
     same = own.evolve(steps=list(STAGES.steps))
-    (told,) = _told([same], {"prune-int8": STAGES}, GOAL)
+    (told,) = tell([same], {"prune-int8": STAGES}, GOAL)
     assert told.point.values == (700,)
 
 
@@ -402,7 +399,9 @@ def test_optuna_is_silent_and_lazy(caplog: pytest.LogCaptureFixture) -> None:
     """Optuna says nothing, and an operator whose policies search for nothing never loads it."""
     with caplog.at_level(logging.DEBUG):
         ask(searching(), [])
-    code = "import sys, kompakt.controllers.run; sys.exit('optuna' in sys.modules)"
+    code = (
+        "import sys, kompakt.controllers.run; sys.exit(bool({'optuna', 'numpy'} & {*sys.modules}))"
+    )
 
     assert [record for record in caplog.records if record.name.startswith("optuna")] == []
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0

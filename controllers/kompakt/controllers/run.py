@@ -40,6 +40,7 @@ from kompakt.controllers.plan import (
 )
 from kompakt.controllers.render.variants import source_variant, trial_variant
 from kompakt.controllers.select import choose
+from kompakt.controllers.told import Goal
 
 LOOK_AGAIN_SECONDS = 60.0
 _CURRENT_MAX = 256
@@ -105,7 +106,12 @@ def _proposed(observed: RunObserved, status: CompressionRunStatus) -> Compressio
     wanted = policy.search
     if wanted is None or observed.now - started >= wanted.max_duration_seconds:
         return status
-    goal = search.Goal(lead_target(policy), tuple(policy.gates), policy.optimize_for)
+    goal = Goal(
+        lead_target(policy),
+        tuple(policy.gates),
+        policy.optimize_for,
+        source_bytes=status.baseline.size_bytes if status.baseline else None,
+    )
     recipes = {named.name: named.spec for named in observed.run.spec.recipes}
     trials = list(status.trials)
     prior = observed.run.spec.prior

@@ -1,60 +1,48 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Which parameters to try next: Optuna's ask and tell, without a database.
+"""Which parameters to try next: ask and tell, without a database.
 
-The study is rebuilt from the run's status for each proposal, and its sampler is seeded by run and
-trial number: the same status gives the same proposal, whoever asks and however often.
+What samplers know is rebuilt from the run's status for each proposal, and they are seeded by run
+and trial number: the same status gives the same proposal, whoever asks and however often.
 
-Invariants:
-
-- no combination of steps is tried twice, whatever its origin and its end;
-- what did not fit (memory, diverged training) is told as a broken constraint, what could not be
-  tried (a bug, a lost node) is not told at all;
-- constraints are the gates and the target's limits, by point estimates on the selection split: the
-  confirmation split is never searched on.
+Invariant: no combination of steps is tried twice, whatever its origin and its end.
 """
 
 from __future__ import annotations
 
-import math
-import random
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from itertools import product
 from typing import TYPE_CHECKING, Any, Literal
 
-from kompakt.api.artifact import canonical_json, sha256_digest
-from kompakt.api.policy import Gate, Optimize, Search, Target
-from kompakt.api.recipe import CompressionRecipeSpec, SearchRange, Step
-from kompakt.api.run import Parameter, PriorTrial, TargetResult, Trial
-from kompakt.controllers.bounds import drop_basis_points
-from kompakt.controllers.ranges import resolve
-from kompakt.controllers.select import drops_seen, evidence, limits, objective
+from kompakt.api.artifact import sha256_digest
+from kompakt.api.policy import Search
+from kompakt.api.recipe import CompressionRecipeSpec, Step
+from kompakt.api.run import Parameter, PriorTrial, Trial
+from kompakt.controllers.space import (
+    Point,
+    Space,
+    grid,
+    key,
+    parameters_of,
+    point_of,
+    shuffled,
+    size,
+    steps_of,
+)
+from kompakt.controllers.told import Goal, Told, tell, tell_before
 
 if TYPE_CHECKING:
     import optuna
 
+_BECAUSE_MOST = 256
 _ASKS = 32
 """Duplicates that the sampler may propose before the next untried point is taken instead."""
-_ENUMERABLE = 4096
 _MOST_RANDOM_STARTS = 10
-_DID_NOT_FIT = 1.0
-"""How far an infeasible trial is beyond its constraint: as far as one that is twice too slow."""
 _BUDGET_SHARE_AT_RANDOM = 3
 _POPULATION = 6
 """Trials of a generation: a budget of some tens has room for several generations."""
 _GENERATION = "NSGAIISampler:generation"
 """Where Optuna keeps the generation of a trial."""
-
-
-@dataclass(frozen=True)
-class Goal:
-    """What the search is for."""
-
-    target: Target
-    """Each target gets its own choice; one of them leads the search."""
-    gates: tuple[Gate, ...]
-    optimize_for: Optimize
 
 
 @dataclass(frozen=True)
@@ -66,14 +54,6 @@ class Proposal:
     steps: tuple[Step, ...]
     """The recipe's, with the parameters put in."""
     because: str
-
-
-@dataclass(frozen=True)
-class _Point:
-    """A recipe with a value for each of its ranges."""
-
-    recipe: str
-    values: tuple[int, ...]
 
 
 def propose(
@@ -99,31 +79,28 @@ def propose(
     space = {ref.name: recipes[ref.name] for ref in search.recipes}
     number = len(trials)
     seed = int(sha256_digest(f"{run_uid}/{number}".encode())[-8:], 16)
-    tried = {_key(trial.steps) for trial in trials}
+    tried = {key(trial.steps) for trial in trials}
 
-    def is_new(point: _Point) -> bool:
-        return _key(_steps(point, space)) not in tried
+    def is_new(point: Point) -> bool:
+        return key(steps_of(point, space)) not in tried
 
+    told = [*tell_before(prior, space, goal), *tell(trials, space, goal)]
     searched = sum(trial.origin == "Search" for trial in trials)
-    starts = max(2, min(_MOST_RANDOM_STARTS, search.max_trials // _BUDGET_SHARE_AT_RANDOM))
-    told = [*_told_before(prior, space, goal), *_told(trials, space, goal)]
-    if search.sampler == "Grid":
-        # One order for the whole run: whatever budget it has, it is spread over the space.
-        sampled = _untried(space, int(sha256_digest(run_uid.encode())[-8:], 16))
-    else:
-        sampled = _sample(space, told, sampler=search.sampler, starts=starts, seed=seed)
-    point = next((p for p in sampled if is_new(p)), None)
-    because = _because(search, told, space, searched=searched, starts=starts)
-    if point is None:
-        point = next((p for p in _untried(space, seed) if is_new(p)), None)
-        because = "all that the sampler proposed was tried already: the next that was not"
-    if point is None:
+    sampled = _sampled(
+        search, space, told, goal=goal, searched=searched, run_uid=run_uid, seed=seed
+    )
+    found = next(((p, why) for p, why in sampled if is_new(p)), None)
+    if found is None:
+        why = "all that the sampler proposed was tried already: the next that was not"
+        found = next(((p, why) for p in shuffled(space, seed) if is_new(p)), None)
+    if found is None:
         return None
+    point, because = found
     return Proposal(
         recipe=point.recipe,
-        parameters=tuple(_parameters(point, space)),
-        steps=tuple(_steps(point, space)),
-        because=because,
+        parameters=tuple(parameters_of(point, space)),
+        steps=tuple(steps_of(point, space)),
+        because=because[:_BECAUSE_MOST],
     )
 
 
@@ -139,7 +116,7 @@ def remember(
     """
     found = []
     for trial in trials:
-        point = _point(trial, recipes)
+        point = point_of(trial, recipes)
         if point is None or trial.state not in {"Complete", "Infeasible"}:
             continue
         figures = next((t for t in trial.targets if t.target == target), None)
@@ -149,7 +126,7 @@ def remember(
         found.append(
             PriorTrial(
                 recipe=trial.recipe,
-                parameters=_parameters(point, recipes),
+                parameters=parameters_of(point, recipes),
                 state="Complete" if trial.state == "Complete" else "Infeasible",
                 size_bytes=trial.size_bytes,
                 figures=figures,
@@ -158,144 +135,45 @@ def remember(
     return found
 
 
-# --- the space -----------------------------------------------------------------------------------
+# --- samplers ------------------------------------------------------------------------------------
 
 
-def _grid(r: SearchRange) -> range:
-    return range(r.minimum, r.maximum + 1, r.increment)
+def _sampled(
+    search: Search,
+    space: Space,
+    told: Sequence[Told],
+    *,
+    goal: Goal,
+    searched: int,
+    run_uid: str,
+    seed: int,
+) -> Iterator[tuple[Point, str]]:
+    """What the sampler proposes, one after the other, with the reason."""
+    starts = max(2, min(_MOST_RANDOM_STARTS, search.max_trials // _BUDGET_SHARE_AT_RANDOM))
+    if search.sampler == "GaussianProcess":
+        from kompakt.controllers import surrogate
 
-
-def _steps(point: _Point, space: Mapping[str, CompressionRecipeSpec]) -> list[Step]:
-    return resolve(space[point.recipe], _parameters(point, space))
-
-
-def _parameters(point: _Point, space: Mapping[str, CompressionRecipeSpec]) -> list[Parameter]:
-    return [
-        Parameter(step=r.step, name=r.parameter, value=value)
-        for r, value in zip(space[point.recipe].ranges, point.values, strict=True)
-    ]
-
-
-def _key(steps: Sequence[Step]) -> bytes:
-    return canonical_json([step.to_wire() for step in steps])
-
-
-def _point(trial: Trial, space: Mapping[str, CompressionRecipeSpec]) -> _Point | None:
-    """Where in the space a trial lies: a recipe's own parameters may be beside the ranges."""
-    recipe = space.get(trial.recipe)
-    if recipe is None:
-        return None
-    values: list[int] = []
-    wire = [step.to_wire() for step in trial.steps]
-    for r in recipe.ranges:
-        found = {step[r.step].get(r.parameter) for step in wire if r.step in step}
-        # Steps of one name that differ lie beside the space, as values beside the grid do.
-        value = found.pop() if len(found) == 1 else None
-        if not isinstance(value, int) or value not in _grid(r):
-            return None
-        values.append(value)
-    return _Point(trial.recipe, tuple(values))
-
-
-def _size(space: Mapping[str, CompressionRecipeSpec]) -> int:
-    """How many points there are."""
-    return sum(math.prod(len(_grid(r)) for r in recipe.ranges) for recipe in space.values())
-
-
-def _untried(space: Mapping[str, CompressionRecipeSpec], seed: int) -> Iterator[_Point]:
-    """All points of a small space in a seeded order, or many points of a large one."""
-    draw = random.Random(seed)
-    if _size(space) <= _ENUMERABLE:
-        every = [
-            _Point(name, values)
-            for name, recipe in space.items()
-            for values in product(*(_grid(r) for r in recipe.ranges))
-        ]
-        draw.shuffle(every)
-        yield from every
+        most = min(starts, surrogate.STARTS)
+        yield from surrogate.propose(space, told, goal=goal, starts=most, seed=seed)
         return
-    names = sorted(space)
-    for _ in range(_ENUMERABLE):
-        name = draw.choice(names)
-        yield _Point(name, tuple(draw.choice(_grid(r)) for r in space[name].ranges))
-
-
-# --- the study -----------------------------------------------------------------------------------
-
-
-@dataclass(frozen=True)
-class _Told:
-    """What the study learns about one trial."""
-
-    point: _Point
-    value: float | None = None
-    """What is optimized for; less is better."""
-    drop: float = 0.0
-    """Of accuracy, as seen on the selection split, in basis points."""
-    violation: float = 0.0
-    running: bool = False
-
-
-def _told(
-    trials: Sequence[Trial], space: Mapping[str, CompressionRecipeSpec], goal: Goal
-) -> list[_Told]:
-    told = []
-    for trial in trials:
-        point = _point(trial, space)
-        if point is None or trial.state == "Failed":
-            continue
-        if trial.state == "Infeasible":
-            told.append(_Told(point, violation=_DID_NOT_FIT))
-            continue
-        if trial.state != "Complete":
-            told.append(_Told(point, running=True))
-            continue
-        figures = next((t for t in trial.targets if t.target == goal.target.name), None)
-        if (one := _measured(point, figures, trial.size_bytes, goal)) is not None:
-            told.append(one)
-    return told
-
-
-def _told_before(
-    prior: Sequence[PriorTrial], space: Mapping[str, CompressionRecipeSpec], goal: Goal
-) -> list[_Told]:
-    told = []
-    for trial in prior:
-        recipe = space.get(trial.recipe)
-        if recipe is None:
-            continue
-        known = {(p.step, p.name): p.value for p in trial.parameters}
-        values = [known.get((r.step, r.parameter)) for r in recipe.ranges]
-        if any(v not in _grid(r) for v, r in zip(values, recipe.ranges, strict=True)):
-            continue  # the ranges are others now
-        point = _Point(trial.recipe, tuple(v for v in values if v is not None))
-        if trial.state == "Infeasible":
-            told.append(_Told(point, violation=_DID_NOT_FIT))
-        elif (one := _measured(point, trial.figures, trial.size_bytes, goal)) is not None:
-            told.append(one)
-    return told
-
-
-def _measured(
-    point: _Point, figures: TargetResult | None, size_bytes: int | None, goal: Goal
-) -> _Told | None:
-    found = evidence(figures, size_bytes=size_bytes)
-    if found is None:
-        return None
-    excesses = [*limits(found, target=goal.target), *drops_seen(found, goal.gates)]
-    value = objective(found, optimize_for=goal.optimize_for, target=goal.target)
-    drop = drop_basis_points(found.evaluation.selection) or 0
-    return _Told(point, value=value, drop=drop, violation=sum(e.relative for e in excesses))
+    because = _because(search, told, space, searched=searched, starts=starts)
+    if search.sampler == "Grid":
+        # One order for the whole run: whatever budget it has, it is spread over the space.
+        points = shuffled(space, int(sha256_digest(run_uid.encode())[-8:], 16))
+    else:
+        points = _sample(space, told, sampler=search.sampler, starts=starts, seed=seed)
+    for point in points:
+        yield point, because
 
 
 def _sample(
-    space: Mapping[str, CompressionRecipeSpec],
-    told: Sequence[_Told],
+    space: Space,
+    told: Sequence[Told],
     *,
     sampler: Literal["TPE", "NSGAII", "Random"],
     starts: int,
     seed: int,
-) -> Iterator[_Point]:
+) -> Iterator[Point]:
     """Points that the sampler proposes, one after the other."""
     # Half a second and 40 MiB that an operator without a search does not pay.
     import optuna
@@ -331,7 +209,7 @@ def _sample(
             trial.suggest_int(name, d.low, d.high, step=d.step)
             for name, d in _distributions(recipe, space[recipe]).items()
         ]
-        yield _Point(recipe, tuple(values))
+        yield Point(recipe, tuple(values))
 
 
 def _distributions(
@@ -340,14 +218,12 @@ def _distributions(
     from optuna.distributions import IntDistribution
 
     return {
-        f"{name}/{r.step}/{r.parameter}": IntDistribution(r.minimum, _grid(r)[-1], step=r.increment)
+        f"{name}/{r.step}/{r.parameter}": IntDistribution(r.minimum, grid(r)[-1], step=r.increment)
         for r in recipe.ranges
     }
 
 
-def _frozen(
-    one: _Told, space: Mapping[str, CompressionRecipeSpec], *, generation: int | None
-) -> optuna.trial.FrozenTrial:
+def _frozen(one: Told, space: Space, *, generation: int | None) -> optuna.trial.FrozenTrial:
     """A trial as Optuna keeps it; with a generation, one with two objectives."""
     from optuna.distributions import CategoricalDistribution
     from optuna.trial import TrialState, create_trial
@@ -374,8 +250,8 @@ def _frozen(
 
 def _because(
     search: Search,
-    told: Sequence[_Told],
-    space: Mapping[str, CompressionRecipeSpec],
+    told: Sequence[Told],
+    space: Space,
     *,
     searched: int,
     starts: int,
@@ -386,7 +262,7 @@ def _because(
     if search.sampler == "Random":
         return f"random sampling, {searched + 1} of {search.max_trials}"
     if search.sampler == "Grid":
-        return f"grid, {searched + 1} of {_size(space)} points"
+        return f"grid, {searched + 1} of {size(space)} points"
     if search.sampler == "NSGAII":
         generation = sum(one.value is not None for one in told) // _POPULATION
         return f"NSGA-II, generation {generation} of {_POPULATION} trials each, after {seen}"

@@ -81,10 +81,12 @@ class Search(Model):
         list[LocalRef], Field(min_length=1, max_length=16), ListType("map", ("name",))
     ]
     """Recipes whose ranges are searched."""
-    sampler: Literal["TPE", "NSGAII", "Grid", "Random"] = "TPE"
+    sampler: Literal["TPE", "NSGAII", "GaussianProcess", "Grid", "Random"] = "TPE"
     """How parameters are proposed. TPE: tree-structured Parzen estimator, for the best by
     optimizeFor. NSGAII: an evolutionary algorithm, for the whole front of that and accuracy; it
-    needs more trials. Grid: every combination, in an order that spreads them. Random: at random."""
+    needs more trials. GaussianProcess: a model of speed, size and accuracy over the parameters of
+    all recipes together, for the whole front of the three; it needs fewest trials. Grid: every
+    combination, in an order that spreads them. Random: at random."""
     max_trials: Annotated[int, Field(ge=1, le=48)] = 12
     """How many trials the search may add."""
     max_parallel_trials: Annotated[int, Field(ge=1, le=16)] = 1
