@@ -28,6 +28,7 @@ from kompakt.api.job import CompressResult, CompressTask
 from kompakt.api.recipe import Step
 from kompakt.api.source import DataSource
 from kompakt.jobs.artifact import count_parameters, describe_variant
+from kompakt.jobs.compress.first_token import compute_first_token
 from kompakt.jobs.compress.graph import Graph, GraphData
 from kompakt.jobs.compress.sources import Texts, choose, gather
 from kompakt.jobs.compress.steps import graph_step, name_of, split, torch_step
@@ -42,7 +43,7 @@ from kompakt.jobs.task import Workplace
 if TYPE_CHECKING:
     from kompakt.jobs.models.encoder import Encoder
 
-STEPS_VERSION = 2
+STEPS_VERSION = 3
 """Part of every key: raised when a step's code gives another result for the same input."""
 PARITY_TEXTS = 16
 SMOKE_TEXTS = (
@@ -85,6 +86,8 @@ def compress(task: CompressTask, place: Workplace) -> CompressResult:
         threads=place.threads,
         details=place.details,
     )
+    with place.stage("narrow"):
+        graph = _narrowed(graph, place.scratch / "narrowed", data)
     for number, step in enumerate(graph_steps):
         with place.stage(name_of(step)):
             folder = place.scratch / f"graph-{number}"
@@ -267,6 +270,15 @@ class _Chain:
         trimmed = None if new_ids is None else (self.data.tokenizer, new_ids)
         names = self._load.save(encoder, self._origin, folder, trimmed=trimmed)
         return self._place.store.put_checkpoint(folder, names)
+
+
+def _narrowed(graph: Graph, target: Path, data: GraphData) -> Graph:
+    """The same model without what no answer depends on."""
+    target.mkdir()
+    made = Graph(target)
+    changed = compute_first_token(graph.path, made.path, data.encode(SMOKE_TEXTS))
+    data.details["firstTokenOnly"] = changed
+    return made if changed else graph
 
 
 def _titles(steps: list[Step]) -> list[str]:

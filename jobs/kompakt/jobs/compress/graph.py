@@ -77,6 +77,10 @@ class GraphData:
             )
         return self._tokenizer.encode_batch(drawn)
 
+    def encode(self, texts: Sequence[str]) -> list[Encoding]:
+        """Any texts, tokenized."""
+        return self._tokenizer.encode_batch(list(texts))
+
     def logits(self, graph: Graph, texts: Sequence[str]) -> Logits:
         """What a model answers, [texts, labels], one text at a time as a server asks it."""
         session = open_files(
