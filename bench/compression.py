@@ -39,8 +39,9 @@ from kompakt.controllers import family
 from kompakt.controllers.bounds import drop_basis_points, upper_bound_basis_points
 from kompakt.jobs import machine
 from kompakt.jobs.benchmark.interleave import interleave
-from kompakt.jobs.data.examples import Dataset, resolve_labels
+from kompakt.jobs.data.examples import Dataset
 from kompakt.jobs.data.reader import read
+from kompakt.jobs.data.targets import Targets
 from kompakt.jobs.evaluate.classifier import Classifier
 from kompakt.jobs.evaluate.paired import evaluate
 from kompakt.jobs.evaluate.predictions import logits_of
@@ -200,7 +201,7 @@ class _Judge:
         self._theirs = self._opened(baseline)
         self._dataset = read(_source(bench.evaluation, labelField="label", limit=HELD_OUT))
         manifest = self._store.get_artifact(baseline, self._folder / "baseline")
-        self._labels = resolve_labels(self._dataset, manifest.labels)
+        self._labels = Targets(manifest.task, manifest.labels).resolve(self._dataset)
         self._texts = {
             length: list(_texts(self._dataset, self._folder / "baseline", length))
             for length in LENGTHS

@@ -108,8 +108,10 @@ def changed(spec: dict[str, Any], path: str, value: Any) -> dict[str, Any]:
     return result
 
 
+NUMBER = {"uri": "pvc://input/model", "task": "Regression", "toleranceMicros": 250_000}
 GOOD = [
     manifest("CompressionPolicy", POLICY),
+    manifest("CompressionPolicy", changed(POLICY, "model", NUMBER), "regression"),
     manifest("CompressionRecipe", RECIPE),
     manifest("CompressionRecipe", STAGED, "staged"),
     manifest("HardwareProfile", {"nodeLabels": [{"key": "pool", "value": "edge"}]}),
@@ -171,6 +173,8 @@ BAD_POLICIES = [
     ("store.uri", "s3://models", "exactly one of uri and persistentVolumeClaim"),
     ("model.uri", "http://plain", "spec.model.uri"),
     ("model", ..., "spec.model: Required value"),
+    ("model.task", "Regression", "a Regression is right within toleranceMicros"),
+    ("model.toleranceMicros", 1, "a Regression is right within toleranceMicros"),
     ("targets", [], "spec.targets"),
     ("optimizeFor", "Beauty", 'supported values: "Cost"'),
     (SLO, [{"name": "latency", "type": "Latency"}], "needs thresholdMicroseconds and goodBasis"),
@@ -235,7 +239,8 @@ BAD_OTHERS = [
         "weightBits: Unsupported value: 3",
     ),
     ("ModelVariant", changed(VARIANT, "digest", "latest"), "spec.digest"),
-    ("ModelVariant", changed(VARIANT, "labels", ["one"]), "spec.labels"),
+    ("ModelVariant", changed(VARIANT, "labels", ["one"]), "has two labels or more"),
+    ("ModelVariant", changed(VARIANT, "task", "Regression"), "a Regression one"),
     ("VariantRollout", {"policyRef": {"name": "x"}}, "spec.candidateRef: Required value"),
     ("HardwareProfile", {"cpuMillis": 1}, "greater than or equal to 50"),
 ]

@@ -142,11 +142,16 @@ def make_config(model_type: str, labels: tuple[str, ...] = LABELS) -> dict[str, 
 
 
 def write_checkpoint(
-    folder: Path, model_type: str = "bert", *, seed: int = 0, extra: Sequence[str] = ()
+    folder: Path,
+    model_type: str = "bert",
+    *,
+    seed: int = 0,
+    extra: Sequence[str] = (),
+    labels: tuple[str, ...] = LABELS,
 ) -> Path:
     """A checkpoint with random weights, large enough that answers differ between texts.
 
-    `extra` are tokens beside the words.
+    `extra` are tokens beside the words. One label makes it a regression.
     """
     import torch
     from safetensors.torch import save_file
@@ -155,7 +160,7 @@ def write_checkpoint(
     from kompakt.jobs.models.encoder import Encoder, EncoderConfig
 
     folder.mkdir(parents=True, exist_ok=True)
-    config = make_config(model_type)
+    config = make_config(model_type, labels)
     config["vocab_size"] += len(extra)
     architecture = ARCHITECTURES[model_type]
     torch.manual_seed(seed)
@@ -169,7 +174,7 @@ def write_checkpoint(
             head_width=HIDDEN // HEADS,
             head_counts=(HEADS,) * LAYERS,
             ffn_sizes=(FFN,) * LAYERS,
-            labels=len(LABELS),
+            labels=len(labels),
             activation="gelu",
             head_activation=architecture.head_activation,
             norm_epsilon=config.get("layer_norm_eps", 1e-12),

@@ -18,6 +18,7 @@ import numpy as np
 import onnx
 import orjson
 import pytest
+from numpy.typing import NDArray
 from onnx import TensorProto, helper, numpy_helper
 from tokenizers import Tokenizer
 from tokenizers.models import WordLevel
@@ -35,11 +36,21 @@ MEANINGS = {"bad": "negative", "awful": "negative", "good": "positive", "great":
 MODEL_NAME = "sentiment"
 
 
-def _graph(meanings: Mapping[str, str]) -> onnx.ModelProto:
-    """Sum of a score per word: the row of a word is 3 in the column of its label, 1 in neutral."""
+def _votes(meanings: Mapping[str, str]) -> NDArray[np.float32]:
+    """The row of a word is 3 in the column of its label, 1 in neutral."""
     table = np.zeros((len(WORDS), len(LABELS)), dtype=np.float32)
     for row, word in enumerate(WORDS):
         table[row, LABELS.index(meanings.get(word, "neutral"))] = 3 if word in meanings else 1
+    return table
+
+
+def _amounts(numbers: Mapping[str, float]) -> NDArray[np.float32]:
+    """One column; a word without a number counts for nothing."""
+    return np.array([[numbers.get(word, 0.0)] for word in WORDS], dtype=np.float32)
+
+
+def _graph(table: NDArray[np.float32]) -> onnx.ModelProto:
+    """Sum of the rows of a text's words."""
     nodes = [
         helper.make_node("Gather", ["table", "input_ids"], ["rows"]),
         helper.make_node("Cast", ["attention_mask"], ["mask"], to=TensorProto.FLOAT),
@@ -51,7 +62,7 @@ def _graph(meanings: Mapping[str, str]) -> onnx.ModelProto:
         helper.make_tensor_value_info(name, TensorProto.INT64, ["batch", "length"])
         for name in ("input_ids", "attention_mask")
     )
-    logits = helper.make_tensor_value_info("logits", TensorProto.FLOAT, ["batch", len(LABELS)])
+    logits = helper.make_tensor_value_info("logits", TensorProto.FLOAT, ["batch", table.shape[1]])
     constants = [
         numpy_helper.from_array(table, "table"),
         numpy_helper.from_array(np.array([2]), "last"),
@@ -62,11 +73,18 @@ def _graph(meanings: Mapping[str, str]) -> onnx.ModelProto:
 
 
 def write_artifact(
-    folder: Path, meanings: Mapping[str, str], *, max_sequence_length: int = 16
+    folder: Path,
+    meanings: Mapping[str, str],
+    *,
+    max_sequence_length: int = 16,
+    numbers: Mapping[str, float] | None = None,
 ) -> Path:
-    """An artifact whose answers can be worked out by hand."""
+    """An artifact whose answers can be worked out by hand. With `numbers`, it is a regression: the
+    sum of those of the words.
+    """
     folder.mkdir(parents=True)
-    onnx.save(_graph(meanings), folder / "model.onnx")
+    table = _votes(meanings) if numbers is None else _amounts(numbers)
+    onnx.save(_graph(table), folder / "model.onnx")
     words = {word: index for index, word in enumerate(WORDS)}
     tokenizer = Tokenizer(WordLevel(words, unk_token="[UNK]"))
     tokenizer.pre_tokenizer = Whitespace()
@@ -74,8 +92,9 @@ def write_artifact(
     tokenizer.enable_padding(length=12)
     tokenizer.save(str(folder / "tokenizer.json"))
     manifest = ArtifactManifest(
-        task="TextClassification",
-        labels=list(LABELS),
+        task="TextClassification" if numbers is None else "Regression",
+        labels=list(LABELS) if numbers is None else ["stars"],
+        tolerance_micros=None if numbers is None else 500_000,
         max_sequence_length=max_sequence_length,
         source_digest="sha256:" + "0" * 64,
         files=[_file(folder, "model.onnx"), _file(folder, "tokenizer.json")],

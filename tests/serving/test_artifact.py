@@ -37,7 +37,10 @@ def _forget_tokenizer(folder: Path) -> None:
 SPOILED: dict[str, tuple[Callable[[Path], Any], list[str]]] = {
     "no-manifest": (lambda f: (f / "variant.json").unlink(), ["variant.json", "--model-dir"]),
     "no-json": (lambda f: (f / "variant.json").write_bytes(b"{"), ["variant.json"]),
-    "bad-field": (lambda f: _rewrite(f, labels=["one"]), ["variant.json: labels", "at least 2"]),
+    "bad-field": (
+        lambda f: _rewrite(f, labels=["one"]),
+        ["variant.json: labels of a TextClassification", "at least 2"],
+    ),
     "no-model": (lambda f: (f / "model.onnx").unlink(), ["model.onnx cannot be read"]),
     "flipped": (_flip_byte, ["model.onnx is not the file that was measured", "fetch"]),
     "escape": (_escape, ["a/../../secret leads out of the artifact"]),

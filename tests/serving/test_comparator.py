@@ -90,7 +90,7 @@ async def test_pairs_and_disagreements_are_exact(
             more = {"outputs": [{"name": "scores"}]} if texts == TEXTS else {}
             assert (await call("POST", INFER, infer_body(*texts, **more))).status == 202
             for text in texts:
-                ours, theirs = (m.classify([text]).labels[0] for m in (stable, candidate))
+                ours, theirs = (m.answer([text]).labels[0] for m in (stable, candidate))
                 pairs[ours] += 1
                 disagreements[ours] += ours != theirs
         for _ in range(3):  # refused by both: neither a pair nor a call nor an error
@@ -293,7 +293,7 @@ async def test_a_golden_pass_counts_what_each_model_gets_right(
     lost = gained = 0
     for text, label in examples:
         name = names[label] if isinstance(label, int) else label
-        ours, theirs = (m.classify([text]).labels[0] == name for m in (stable, candidate))
+        ours, theirs = (m.answer([text]).labels[0] == name for m in (stable, candidate))
         lost += ours and not theirs
         gained += theirs and not ours
     assert lost > 0 < gained

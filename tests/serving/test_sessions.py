@@ -47,7 +47,7 @@ def test_both_runtimes_answer_the_same(folders: tuple[Path, Path]) -> None:
     first, second = (Classifier(load_artifact(folder)) for folder in folders)
     for classifier in (first, second):
         classifier.warm_up()
-    expected, found = (classifier.classify(TEXTS) for classifier in (first, second))
+    expected, found = (classifier.answer(TEXTS) for classifier in (first, second))
     assert found.labels == expected.labels
     np.testing.assert_allclose(found.scores, expected.scores, atol=1e-6)
 
@@ -56,13 +56,13 @@ def test_callers_do_not_get_each_others_answers(folders: tuple[Path, Path]) -> N
     """Several threads at a time, each with its own request, get what they asked for."""
     classifier = Classifier(load_artifact(folders[1]), threads=3)
     classifier.warm_up()
-    alone = {text: classifier.classify([text]).scores for text in TEXTS}
+    alone = {text: classifier.answer([text]).scores for text in TEXTS}
     start = threading.Barrier(3)
 
     def ask(offset: int) -> bool:
         start.wait(30)
         return all(
-            np.array_equal(classifier.classify([text]).scores, alone[text])
+            np.array_equal(classifier.answer([text]).scores, alone[text])
             for number in range(60)
             for text in [TEXTS[(number + offset) % len(TEXTS)]]
         )
@@ -128,7 +128,7 @@ def test_scores_are_calibrated_and_labels_are_not(make_artifact: MakeArtifact) -
     path = mild / "variant.json"
     manifest = ArtifactManifest.model_validate_json(path.read_bytes())
     path.write_bytes(manifest.evolve(temperature_micros=2_500_000).canonical())
-    first, second = (Classifier(load_artifact(folder)).classify(TEXTS) for folder in (plain, mild))
+    first, second = (Classifier(load_artifact(folder)).answer(TEXTS) for folder in (plain, mild))
     assert first.labels == second.labels
     powers = first.scores.astype(float) ** (1 / 2.5)
     expected = powers / powers.sum(axis=1, keepdims=True)

@@ -8,7 +8,8 @@ Job can use alone.
                                    [batch, tokens]) and
                                                     token_type_ids where the architecture has
                                                     them; output logits
-                                                    (float32, [batch, labels])
+                                                    (float32, [batch, labels]; of a Regression
+                                                    the number itself, [batch, 1])
                                    /model.xml, /model.bin
                                                     instead of it, where the runtime is OpenVino:
                                                     its intermediate representation, with the same
@@ -26,11 +27,20 @@ from __future__ import annotations
 
 import hashlib
 import json
-from typing import Annotated, Literal
+from typing import Annotated, Literal, Self
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
-from kompakt.api.base import Count, Digest, ListType, Model, Runtime, ShortText, Task
+from kompakt.api.base import (
+    Count,
+    Digest,
+    ListType,
+    Model,
+    Runtime,
+    ShortText,
+    Task,
+    Tolerance,
+)
 
 MANIFEST_NAME = "variant.json"
 MODEL_NAME = "model.onnx"
@@ -61,8 +71,10 @@ class ArtifactManifest(Model):
 
     schema_version: Literal[1] = 1
     task: Task
-    labels: Annotated[list[ShortText], Field(min_length=2, max_length=4096), ListType("atomic")]
-    """Label names in the order of the logits."""
+    labels: Annotated[list[ShortText], Field(min_length=1, max_length=4096), ListType("atomic")]
+    """Label names in the order of the logits; of a Regression, what its one number is called."""
+    tolerance_micros: Tolerance | None = None
+    """Of a Regression: how far apart two numbers may be and still count as the same."""
     max_sequence_length: Annotated[int, Field(ge=8, le=8192)]
     runtime: Runtime = "OnnxRuntime"
     """What runs it."""
@@ -81,6 +93,20 @@ class ArtifactManifest(Model):
     files: Annotated[
         list[ArtifactFile], Field(min_length=1, max_length=64), ListType("map", ("path",))
     ]
+
+    @model_validator(mode="after")
+    def _fits_its_task(self) -> Self:
+        if self.task == "Regression":
+            if len(self.labels) != 1 or self.tolerance_micros is None:
+                raise ValueError("labels of a Regression are one, and it has toleranceMicros")
+        elif len(self.labels) < 2:  # noqa: PLR2004 a choice needs two
+            raise ValueError(f"labels of a {self.task} are at least 2")
+        return self
+
+    @property
+    def tolerance(self) -> float:
+        """In the label's unit; 0 for tasks whose answers are equal or not."""
+        return (self.tolerance_micros or 0) / 1e6
 
     @property
     def size_bytes(self) -> int:

@@ -173,7 +173,10 @@ Seconds = Annotated[int, Field(ge=0, le=31_536_000)]
 Mebibytes = Annotated[int, Field(ge=0, le=2**31 - 1)]
 
 LatencyPercentile = Literal["P50", "P90", "P95", "P99"]
-Task = Literal["TextClassification"]
+Task = Literal["TextClassification", "Regression"]
+"""What a model answers to a text: one of several labels, or one number."""
+Tolerance = Annotated[int, Field(ge=1, le=2**53)]
+"""Of a Regression, in millionths of the label's unit."""
 Runtime = Literal["OnnxRuntime", "OpenVino"]
 """What runs a model. It belongs to the variant: a graph that is fast in one is slow in another."""
 

@@ -6,6 +6,9 @@ Accuracy is paired: baseline and candidate answer the same examples. With `lost`
 only the baseline
 gets right and `gained` those that only the candidate does, the accuracy drop is (lost - gained) /
 examples.
+
+A number (the task Regression) is right within the model's tolerance of the label, and two numbers
+agree within it, so that what decides is counts there too; errors and correlation are told beside.
 """
 
 from __future__ import annotations
@@ -24,6 +27,7 @@ from kompakt.api.base import (
     Microseconds,
     Model,
     ShortText,
+    SignedBasisPoints,
 )
 
 
@@ -53,6 +57,19 @@ class SliceCounts(PairedCounts):
     """Its value."""
 
 
+class NumberFigures(Model):
+    """How good the numbers of one variant are, over both splits."""
+
+    mean_absolute_error_micros: Count
+    """Mean distance from the labels, in millionths."""
+    root_mean_squared_error_micros: Count
+    """Square root of the mean squared distance, in millionths."""
+    pearson_basis_points: SignedBasisPoints | None = None
+    """Linear correlation with the labels; absent where either does not vary."""
+    spearman_basis_points: SignedBasisPoints | None = None
+    """Correlation of ranks; absent where either does not vary."""
+
+
 class Evaluation(Model):
     """Paired accuracy on two disjoint splits: a variant is chosen on one and confirmed on the
     other, because the
@@ -69,8 +86,13 @@ class Evaluation(Model):
     slices: Annotated[list[SliceCounts], Field(max_length=32), ListType("atomic")] = []
     """Of the confirmation split."""
     baseline_calibration_error: BasisPoints | None = None
-    """Expected calibration error, 15 bins, over both splits (Guo et al. 2017, arXiv:1706.04599)."""
+    """Expected calibration error, 15 bins, over both splits (Guo et al. 2017, arXiv:1706.04599);
+    absent for a Regression."""
     candidate_calibration_error: BasisPoints | None = None
+    """The candidate's."""
+    baseline_numbers: NumberFigures | None = None
+    """Of a Regression: the baseline's errors."""
+    candidate_numbers: NumberFigures | None = None
     """The candidate's."""
 
 

@@ -121,7 +121,8 @@ class Gate(Model):
     name: Name
     """Unique among the gates."""
     metric: Literal["Accuracy"] = "Accuracy"
-    """What may drop."""
+    """What may drop. Accuracy: the share of examples with the right label; of a Regression, with a
+    number within model.toleranceMicros of the label."""
     slice: FieldName | None = None
     """Holds for each value of this slice field, rather than for the whole."""
     max_drop_basis_points: BasisPoints

@@ -7,14 +7,38 @@ from typing import Annotated, ClassVar
 
 from pydantic import Field
 
-from kompakt.api.base import Cel, Digest, FieldName, ListType, LocalRef, Model, ShortText, Task, Uri
+from kompakt.api.base import (
+    Cel,
+    Digest,
+    FieldName,
+    ListType,
+    LocalRef,
+    Model,
+    ShortText,
+    Task,
+    Tolerance,
+    Uri,
+)
 
 
 class ModelSource(Model):
     """A Hugging Face checkpoint: config, weights as safetensors, tokenizer."""
 
+    cel_rules: ClassVar[tuple[Cel, ...]] = (
+        Cel(
+            "(self.task == 'Regression') == has(self.toleranceMicros)",
+            "a Regression is right within toleranceMicros of the label: set it for that task, and"
+            " for no other",
+            ".toleranceMicros",
+        ),
+    )
+
     task: Task = "TextClassification"
-    """What the model does."""
+    """What the model answers to a text. TextClassification: one of its labels. Regression: a
+    number, as a sequence classifier with one output does."""
+    tolerance_micros: Tolerance | None = None
+    """Of a Regression, in millionths of the label's unit: how far from the label a number may be
+    and still be right, and how far apart those of two variants may be and still agree."""
     uri: Uri
     """`hf://org/name`, `file:///path`, `pvc://claim/path`, or any object store address with a
     checkpoint in it."""
@@ -61,8 +85,9 @@ class DataSource(Model):
     text_field: FieldName = "text"
     """Field that holds the text."""
     label_field: FieldName | None = None
-    """Absent when the text has no labels. Labels are the model's label names, or their indices. In
-    calibration and training data some texts may have none: null, or nothing in CSV."""
+    """Absent when the text has no labels. Labels are the model's label names, or their indices; of
+    a Regression, numbers. In calibration and training data some texts may have none: null, or
+    nothing in CSV."""
     slice_fields: Annotated[list[FieldName], Field(max_length=8), ListType("set")] = []
     """Fields whose values divide the data into slices that are reported, and may be gated, one by
     one."""

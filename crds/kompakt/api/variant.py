@@ -59,9 +59,9 @@ class ModelVariantSpec(Model):
     store: Store
     """Where `artifacts/sha256-<hex>/` is."""
     task: Task = "TextClassification"
-    """What the model does."""
-    labels: Annotated[list[ShortText], Field(min_length=2, max_length=64), ListType("atomic")]
-    """Label names in the order of the logits."""
+    """What the model answers to a text."""
+    labels: Annotated[list[ShortText], Field(min_length=1, max_length=64), ListType("atomic")]
+    """Label names in the order of the logits; of a Regression, what its one number is called."""
     runtime: Runtime = "OnnxRuntime"
     """What runs it, as its manifest says."""
     size_bytes: Count
@@ -112,6 +112,11 @@ MODEL_VARIANT = KindInfo(
             "self.spec == oldSelf.spec",
             "a variant's spec does not change: register another variant",
             ".spec",
+        ),
+        Cel(
+            "(self.spec.task == 'Regression') == (size(self.spec.labels) == 1)",
+            "a TextClassification has two labels or more, a Regression one",
+            ".spec.labels",
         ),
         Cel(
             "size(self.metadata.name) <= 63",

@@ -15,17 +15,24 @@ from kompakt.api.artifact import (
     TOKENIZER_NAME,
     ArtifactManifest,
 )
-from kompakt.api.base import Digest, Runtime
+from kompakt.api.base import Digest, Runtime, Task
 from kompakt.jobs.store import describe_files
 
 
 def describe_artifact(
-    folder: Path, *, labels: list[str], max_sequence_length: int, source_digest: Digest
+    folder: Path,
+    *,
+    labels: list[str],
+    max_sequence_length: int,
+    source_digest: Digest,
+    task: Task = "TextClassification",
+    tolerance_micros: int | None = None,
 ) -> ArtifactManifest:
     """The manifest of a baseline: a folder with an ONNX graph and a tokenizer."""
     return ArtifactManifest(
-        task="TextClassification",
+        task=task,
         labels=labels,
+        tolerance_micros=tolerance_micros,
         max_sequence_length=max_sequence_length,
         source_digest=source_digest,
         files=describe_files(folder, [MODEL_NAME, TOKENIZER_NAME]),

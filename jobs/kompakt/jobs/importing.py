@@ -13,11 +13,13 @@ from collections.abc import Sequence
 from kompakt.api.artifact import MODEL_NAME, TOKENIZER_NAME
 from kompakt.api.job import ImportResult, ImportTask
 from kompakt.jobs.artifact import describe_artifact
-from kompakt.jobs.data.examples import Dataset, known_labels, resolve_labels
+from kompakt.jobs.data.examples import Dataset
 from kompakt.jobs.data.reader import read
+from kompakt.jobs.data.targets import Targets
 from kompakt.jobs.errors import DataInvalid, DigestMismatch
 from kompakt.jobs.models.checkpoint import Checkpoint, check_length, file_names, inspect
 from kompakt.jobs.models.source import fetch
+from kompakt.jobs.models.tasks import check_task
 from kompakt.jobs.models.text import pad_id, write_tokenizer
 from kompakt.jobs.store import CheckpointManifest, describe_files
 from kompakt.jobs.task import Workplace
@@ -33,6 +35,7 @@ def import_model(task: ImportTask, place: Workplace) -> ImportResult:
     with place.stage("fetch model"):
         revision = fetch(task.model, folder)
         checkpoint = inspect(folder, origin=origin)
+        check_task(task.model, checkpoint.task)
         check_length(checkpoint, task.model.max_sequence_length, origin=origin)
         names = file_names(folder)
         source_digest = CheckpointManifest(files=describe_files(folder, names)).digest()
@@ -77,7 +80,9 @@ def import_model(task: ImportTask, place: Workplace) -> ImportResult:
         place.store.put_checkpoint(folder, names)
         manifest = describe_artifact(
             artifact,
+            task=checkpoint.task,
             labels=list(checkpoint.labels),
+            tolerance_micros=task.model.tolerance_micros,
             max_sequence_length=task.model.max_sequence_length,
             source_digest=source_digest,
         )
@@ -86,6 +91,7 @@ def import_model(task: ImportTask, place: Workplace) -> ImportResult:
         "uri": origin,
         "revision": revision,
         "architecture": checkpoint.architecture.class_name,
+        "task": checkpoint.task,
         "heads": list(checkpoint.head_counts),
         "ffnSizes": list(checkpoint.ffn_sizes),
         "labels": list(checkpoint.labels),
@@ -111,10 +117,11 @@ def _read_checked(task: ImportTask, role: str, checkpoint: Checkpoint) -> Datase
             " label"
         )
     dataset = read(source)
+    targets = Targets(checkpoint.task, checkpoint.labels)
     if role in LABELLED_ROLES:
-        resolve_labels(dataset, checkpoint.labels)
+        targets.resolve(dataset)
     else:
-        known_labels(dataset, checkpoint.labels)
+        targets.known(dataset)
     return dataset
 
 

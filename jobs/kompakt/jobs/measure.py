@@ -19,8 +19,9 @@ from kompakt.api.measure import Benchmark, Measurement
 from kompakt.jobs import machine
 from kompakt.jobs.benchmark.footprint import peak_memory
 from kompakt.jobs.benchmark.interleave import figures, interleave
-from kompakt.jobs.data.examples import Dataset, resolve_labels
+from kompakt.jobs.data.examples import Dataset
 from kompakt.jobs.data.reader import read
+from kompakt.jobs.data.targets import Targets
 from kompakt.jobs.errors import Failed
 from kompakt.jobs.evaluate.classifier import Classifier, Logits
 from kompakt.jobs.evaluate.paired import evaluate
@@ -44,6 +45,8 @@ class _Pair:
     baseline: _Fetched
     candidate: _Fetched
     dataset: Dataset
+    targets: list[float]
+    """Of each example, what is right."""
 
 
 def answer(task: MeasureTask, place: Workplace) -> None:
@@ -67,7 +70,9 @@ def measure(task: MeasureTask, place: Workplace) -> MeasureResult:
     baseline, candidate = _answers(place, pair)
     evaluation = evaluate(
         pair.dataset,
-        resolve_labels(pair.dataset, pair.baseline.manifest.labels),
+        pair.targets,
+        task=pair.baseline.manifest.task,
+        tolerance=pair.baseline.manifest.tolerance,
         baseline=baseline,
         candidate=candidate,
         selection_permille=task.selection_permille,
@@ -97,14 +102,15 @@ def _fetch(task: MeasureTask, place: Workplace) -> _Pair:
                 (task.candidate_digest, place.scratch / "candidate"),
             )
         )
-        if candidate.manifest.labels != baseline.manifest.labels:
+        theirs, ours = baseline.manifest, candidate.manifest
+        if (ours.task, ours.labels) != (theirs.task, theirs.labels):
             raise Failed(
-                f"the candidate {candidate.digest} has other labels than the baseline"
-                f" {baseline.digest}; they cannot be compared"
+                f"the candidate {candidate.digest} has another task or other labels than the"
+                f" baseline {baseline.digest}; they cannot be compared"
             )
         dataset = read(task.evaluation, seed=task.seed)
-        resolve_labels(dataset, baseline.manifest.labels)
-    return _Pair(baseline, candidate, dataset)
+        targets = Targets(baseline.manifest.task, baseline.manifest.labels).resolve(dataset)
+    return _Pair(baseline, candidate, dataset, targets)
 
 
 def _answers(place: Workplace, pair: _Pair) -> tuple[Logits, Logits]:

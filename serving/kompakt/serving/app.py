@@ -17,17 +17,24 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from kompakt.api.base import Task
 from kompakt.api.names import MODEL_MOUNT
 from kompakt.serving import lifecycle, logs
 from kompakt.serving.artifact import Artifact, ArtifactError, load_artifact
 from kompakt.serving.asgi import Health
-from kompakt.serving.classifier import Classifier, Prediction
+from kompakt.serving.classifier import Classifier
 from kompakt.serving.cli import add_server_arguments, positive
 from kompakt.serving.cpu import usable_threads
 from kompakt.serving.endpoint import Endpoint, Limits, Meter, ServedModel
+from kompakt.serving.model import Answers, TextModel
+from kompakt.serving.regressor import Regressor
 from kompakt.serving.scheduler import Scheduler
 
 _log = logging.getLogger(__name__)
+_MODELS: dict[Task, type[TextModel]] = {
+    "TextClassification": Classifier,
+    "Regression": Regressor,
+}
 
 
 @dataclass(frozen=True)
@@ -46,29 +53,28 @@ class ModelService:
     def __init__(self, endpoint: Endpoint, settings: Settings) -> None:
         self._endpoint = endpoint
         self._settings = settings
-        self._scheduler: Scheduler[Sequence[str], Prediction] | None = None
+        self._scheduler: Scheduler[Sequence[str], Answers] | None = None
 
     async def start(self) -> None:
         """Verify, load, warm up, and turn ready."""
         begin = time.monotonic()
         try:
-            artifact, classifier = await asyncio.to_thread(_load, self._settings)
+            artifact, model = await asyncio.to_thread(_load, self._settings)
         except ArtifactError as error:
             raise lifecycle.StartupError(str(error)) from error
         scheduler = Scheduler(
-            classifier.classify, threads=self._settings.threads, capacity=self._settings.queue
+            model.answer, threads=self._settings.threads, capacity=self._settings.queue
         )
         self._scheduler = scheduler
         seconds = time.monotonic() - begin
         self._endpoint.serve(
             ServedModel(
                 digest=artifact.digest,
-                labels=classifier.labels,
-                max_sequence_length=classifier.max_length,
+                facts=model.facts,
                 scheduler=scheduler,
                 meter=Meter(
                     variant=artifact.digest,
-                    labels=classifier.labels,
+                    labels=model.labels,
                     depth=lambda: scheduler.depth,
                     load_seconds=seconds,
                 ),
@@ -88,11 +94,12 @@ class ModelService:
             self._scheduler.close()
 
 
-def _load(settings: Settings) -> tuple[Artifact, Classifier]:
+def _load(settings: Settings) -> tuple[Artifact, TextModel]:
     artifact = load_artifact(settings.model_dir, settings.digest)
-    classifier = Classifier(artifact, threads=settings.threads)
-    classifier.warm_up()
-    return artifact, classifier
+    kind = _MODELS[artifact.manifest.task]
+    model = kind(artifact, threads=settings.threads)
+    model.warm_up()
+    return artifact, model
 
 
 def main(argv: Sequence[str] | None = None) -> int:

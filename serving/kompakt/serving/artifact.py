@@ -68,8 +68,11 @@ def load_artifact(folder: Path, expected_digest: str | None = None) -> Artifact:
     except ValidationError as error:
         first = error.errors(include_url=False)[0]
         field = ".".join(map(str, first["loc"])) or "(whole file)"
+        wrong = f"{field}: {first['msg']}"
+        if first["type"] == "value_error":  # of fields that do not fit each other; it names them
+            wrong = first["msg"].removeprefix("Value error, ")
         raise ArtifactError(
-            f"{path}: {field}: {first['msg']}; make the artifact again with this version's jobs"
+            f"{path}: {wrong}; make the artifact again with this version's jobs"
         ) from error
     for file in manifest.files:
         _verify(folder, file)

@@ -18,6 +18,7 @@ from typing import Final
 import orjson
 
 from kompakt.api import telemetry
+from kompakt.serving.agreement import Agreement, SameLabel
 from kompakt.serving.asgi import (
     DisconnectedError,
     Health,
@@ -42,6 +43,7 @@ class ShadowMeter:
 
     def __init__(self, *, warmup_pairs: int) -> None:
         self._warmup: dict[str, int] = dict.fromkeys(LEGS, warmup_pairs)
+        self._agreement: Agreement = SameLabel()
         self.received: Final = Family(
             telemetry.SHADOW_RECEIVED, "counter", "Mirrored requests that arrived."
         )
@@ -93,9 +95,12 @@ class ShadowMeter:
             self.duration,
         )
 
-    def start_labels(self, labels: tuple[str, ...]) -> None:
-        """Begin the series of each label at 0, so that a rate sees the first count."""
-        for label in labels:
+    def start(self, agreement: Agreement) -> None:
+        """Compare by this rule; begin the series of each label at 0, so that a rate sees the first
+        count.
+        """
+        self._agreement = agreement
+        for label in agreement.names:
             self.pairs.add(label, 0)
             self.disagreements.add(label, 0)
 
@@ -109,8 +114,8 @@ class ShadowMeter:
         if refusals == len(replies):
             return
         answered = all(reply.verdict is Verdict.ANSWERED for _, reply in replies)
-        # Different numbers of labels for the same texts: one leg does not keep to the protocol.
-        if answered and len(reference.labels) != len(candidate.labels):
+        # Different numbers of answers for the same texts: one leg does not keep to the protocol.
+        if answered and len(reference.answers) != len(candidate.answers):
             candidate = Reply(Verdict.FAILED)
             self.judge(reference, candidate)
             return
@@ -125,9 +130,11 @@ class ShadowMeter:
             elif reply.verdict is Verdict.ANSWERED:
                 self._observe(leg, reply.nanoseconds)
         if answered:
-            for ours, theirs in zip(reference.labels, candidate.labels, strict=True):
-                self.pairs.add(ours)
-                self.disagreements.add(ours, int(ours != theirs))
+            rule = self._agreement
+            for ours, theirs in zip(reference.answers, candidate.answers, strict=True):
+                label = rule.counted(ours)
+                self.pairs.add(label)
+                self.disagreements.add(label, int(not rule.same(ours, theirs)))
 
     def _observe(self, leg: str, nanoseconds: int) -> None:
         if self._warmup[leg] > 0:
@@ -224,7 +231,7 @@ class Comparator:
 
 
 def comparable(body: bytes) -> bytes:
-    """The request without its choice of outputs: to compare, the label is needed."""
+    """The request without its choice of outputs: to compare, the answer itself is needed."""
     if b'"outputs"' not in body:
         return body
     try:

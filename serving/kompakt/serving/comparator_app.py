@@ -73,12 +73,12 @@ class ComparisonService:
         reference, candidate = await asyncio.gather(
             _until_ready(legs.reference), _until_ready(legs.candidate)
         )
-        self._meter.start_labels(reference.labels)
+        self._meter.start(reference.agreement)
         self._tasks = [
             asyncio.create_task(self._comparator.work(legs)) for _ in range(settings.workers)
         ]
         if golden is not None:
-            self._tasks.append(asyncio.create_task(golden.replay(legs, reference.labels)))
+            self._tasks.append(asyncio.create_task(golden.replay(legs, reference.agreement)))
         self._health.ready()
         _log.info("ready: reference %s, candidate %s", reference.digest, candidate.digest)
 

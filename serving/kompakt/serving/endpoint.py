@@ -31,12 +31,13 @@ from kompakt.serving.asgi import (
     require_method,
     shown_path,
 )
-from kompakt.serving.classifier import NoTokensError, Prediction
 from kompakt.serving.metrics import Family, Histogram, Registry, Sampled
+from kompakt.serving.model import Answers, NoTokensError
 from kompakt.serving.protocol import (
     DEADLINE_HEADER,
     NO_BINARY,
     InvalidRequestError,
+    ModelFacts,
     parse_request,
     render_metadata,
     render_response,
@@ -140,9 +141,8 @@ class ServedModel:
     """A loaded variant and what belongs to it."""
 
     digest: str
-    labels: tuple[str, ...]
-    max_sequence_length: int
-    scheduler: Scheduler[Sequence[str], Prediction]
+    facts: ModelFacts
+    scheduler: Scheduler[Sequence[str], Answers]
     meter: Meter
 
 
@@ -232,10 +232,7 @@ class Endpoint:
                 require_method(scope, "GET", "HEAD")
                 loaded = _loaded(model)
                 metadata = render_metadata(
-                    model_name=self.model_name,
-                    digest=loaded.digest,
-                    labels=loaded.labels,
-                    max_sequence_length=loaded.max_sequence_length,
+                    loaded.facts, model_name=self.model_name, digest=loaded.digest
                 )
                 await respond.raw(200, metadata)
             case _:
@@ -257,10 +254,12 @@ class Endpoint:
         try:
             body = await read_body(scope, receive)
             _refuse_binary(scope)
-            request = parse_request(body, max_batch=self._limits.max_batch)
+            request = parse_request(
+                body, max_batch=self._limits.max_batch, outputs=model.facts.output_names
+            )
             deadline_ms = _deadline_ms(scope) or self._limits.default_deadline_ms
             try:
-                prediction = await model.scheduler.submit(
+                answers = await model.scheduler.submit(
                     request.texts, arrival + deadline_ms * _NS_PER_MS
                 )
             except QueueFullError:
@@ -277,10 +276,10 @@ class Endpoint:
             await respond.raw(
                 200,
                 render_response(
-                    request, prediction, model_name=self.model_name, digest=model.digest
+                    request, answers.tensors(), model_name=self.model_name, digest=model.digest
                 ),
             )
-            outcome, labels = "ok", prediction.labels
+            outcome, labels = "ok", answers.labels
         except InvalidRequestError as error:
             outcome = "invalid"
             raise HttpError(400, str(error)) from None

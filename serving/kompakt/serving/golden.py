@@ -19,11 +19,12 @@ from typing import Final
 import orjson
 
 from kompakt.api import telemetry
+from kompakt.serving.agreement import Agreement, Answer, Truth
 from kompakt.serving.comparator import Legs
 from kompakt.serving.legs import Verdict
 from kompakt.serving.lifecycle import StartupError
 from kompakt.serving.metrics import Family
-from kompakt.serving.protocol import INPUT, LABEL
+from kompakt.serving.protocol import INPUT
 
 MAX_EXAMPLES: Final = 100_000
 _ANSWERED_AT_LEAST: Final = 0.9
@@ -32,10 +33,10 @@ _log = logging.getLogger(__name__)
 
 @dataclass(frozen=True, slots=True)
 class Example:
-    """A text and its true label: a name, or its index among the model's labels."""
+    """A text and its true label: a name, or its index among the model's labels, or a number."""
 
     text: str
-    label: str | int
+    label: Truth
 
 
 @dataclass(frozen=True, slots=True)
@@ -77,8 +78,8 @@ def _example(line: bytes, where: str) -> Example:
     if not isinstance(document, dict) or not isinstance(document.get("text"), str):
         raise StartupError(f"{where}: text is missing, or no string; {form}")
     label = document.get("label")
-    if isinstance(label, bool) or not isinstance(label, str | int):
-        raise StartupError(f"{where}: label is missing, or neither a string nor an index; {form}")
+    if isinstance(label, bool) or not isinstance(label, str | int | float):
+        raise StartupError(f"{where}: label is missing, or neither a string nor a number; {form}")
     return Example(document["text"], label)
 
 
@@ -105,43 +106,46 @@ class GoldenSet:
         """The gauges, for the registry."""
         return (self._pass, self._pairs, self._lost, self._gained)
 
-    async def replay(self, legs: Legs, labels: Sequence[str]) -> None:
+    async def replay(self, legs: Legs, agreement: Agreement) -> None:
         """Pass after pass, until cancelled."""
-        truth = self._truth(labels)
+        truth = self._truth(agreement)
         while True:
-            self._record(await self._one_pass(legs, truth))
+            self._record(await self._one_pass(legs, truth, agreement))
             await asyncio.sleep(self._interval)
 
-    def _truth(self, labels: Sequence[str]) -> list[str]:
-        """The name of each example's label; one that the model lacks is wrong for both legs."""
-        names = [
-            labels[example.label]
-            if isinstance(example.label, int) and 0 <= example.label < len(labels)
-            else str(example.label)
-            for example in self._examples
-        ]
-        unknown = sorted(set(names).difference(labels))
+    def _truth(self, agreement: Agreement) -> list[Answer | None]:
+        """What each example's label means; one that the model lacks is wrong for both legs."""
+        truth = [agreement.truth(example.label) for example in self._examples]
+        pairs = zip(self._examples, truth, strict=True)
+        unknown = sorted({str(example.label) for example, right in pairs if right is None})
         if unknown:
             _log.warning(
                 "the golden set has labels that the model does not know: %s; it knows %s",
                 unknown[:10],
-                list(labels),
+                list(agreement.names),
             )
-        return names
+        return truth
 
-    async def _one_pass(self, legs: Legs, truth: Sequence[str]) -> PassCounts:
+    async def _one_pass(
+        self, legs: Legs, truth: Sequence[Answer | None], agreement: Agreement
+    ) -> PassCounts:
         loop = asyncio.get_running_loop()
         pairs = lost = gained = 0
         due = loop.time()
-        for index, (example, label) in enumerate(zip(self._examples, truth, strict=True)):
+        for index, (example, wanted) in enumerate(zip(self._examples, truth, strict=True)):
             await asyncio.sleep(max(0.0, due - loop.time()))
             # Slow legs slow the replay down; it never catches up in a burst.
             due = max(loop.time(), due) + self._spacing
             reference, candidate = await legs.ask(
-                _request(example.text), candidate_first=bool(index % 2)
+                _request(example.text, agreement.output), candidate_first=bool(index % 2)
             )
             if Verdict.ANSWERED is reference.verdict is candidate.verdict:
-                right, still_right = reference.labels == (label,), candidate.labels == (label,)
+                right, still_right = (
+                    wanted is not None
+                    and len(reply.answers) == 1
+                    and agreement.same(reply.answers[0], wanted)
+                    for reply in (reference, candidate)
+                )
                 pairs += 1
                 lost += right and not still_right
                 gained += still_right and not right
@@ -163,10 +167,10 @@ class GoldenSet:
         self._gained.set(counts.gained)
 
 
-def _request(text: str) -> bytes:
+def _request(text: str, output: str) -> bytes:
     return orjson.dumps(
         {
             "inputs": [{"name": INPUT, "shape": [1], "datatype": "BYTES", "data": [text]}],
-            "outputs": [{"name": LABEL}],
+            "outputs": [{"name": output}],
         }
     )

@@ -15,7 +15,8 @@ import aiohttp
 import orjson
 
 from kompakt.api import telemetry
-from kompakt.serving.protocol import DEADLINE_HEADER, LABEL
+from kompakt.serving.agreement import Agreement, Answer, agreement_of
+from kompakt.serving.protocol import DEADLINE_HEADER, LABEL, SCORE
 
 REFERENCE: Final = "reference"
 CANDIDATE: Final = "candidate"
@@ -29,6 +30,9 @@ _HEADERS: Final = {
     DEADLINE_HEADER: "30000",
 }
 _LOG_EVERY_SECONDS: Final = 10.0
+
+_KINDS: Final[dict[str, Any]] = {LABEL: str, SCORE: int | float}
+"""What the items of the outputs are that are compared."""
 
 LegName = Literal["reference", "candidate"]
 _log = logging.getLogger(__name__)
@@ -47,7 +51,7 @@ class Reply:
     """One leg's part of a pair."""
 
     verdict: Verdict
-    labels: tuple[str, ...] = ()
+    answers: tuple[Answer, ...] = ()
     nanoseconds: int = 0
 
 
@@ -56,7 +60,7 @@ class LegModel:
     """What a leg says it serves."""
 
     digest: str
-    labels: tuple[str, ...]
+    agreement: Agreement
 
 
 class Leg:
@@ -83,13 +87,13 @@ class Leg:
                     return Reply(Verdict.REFUSED)
                 if response.status != 200:  # noqa: PLR2004 -- OK
                     return self._failed(f"answers {response.status}: {content[:200]!r}")
-                return Reply(Verdict.ANSWERED, _labels(content), nanoseconds)
+                return Reply(Verdict.ANSWERED, _answers(content), nanoseconds)
         except TimeoutError:
             return self._failed("did not answer in time")
         except (aiohttp.ClientError, OSError) as error:
             return self._failed(f"cannot be called: {error}")
         except (ValueError, KeyError, TypeError):
-            return self._failed(f"answers 200 without the output {LABEL!r}")
+            return self._failed(f"answers 200 without the output {LABEL!r} or {SCORE!r}")
 
     async def model(self) -> LegModel | None:
         """What it serves; None while it is not ready."""
@@ -99,9 +103,13 @@ class Leg:
                     return None
             async with self._session.get(self._model_url) as response:
                 document: Any = orjson.loads(await response.read())
-                return LegModel(
-                    digest=document["versions"][0], labels=tuple(document.get("labels", ()))
+                parameters = document.get("parameters", {})
+                agreement = agreement_of(
+                    parameters.get("task", "TextClassification"),
+                    document.get("labels", ()),
+                    parameters.get("tolerance_micros", 0),
                 )
+                return LegModel(digest=document["versions"][0], agreement=agreement)
         except (TimeoutError, aiohttp.ClientError, OSError, ValueError, KeyError, TypeError):
             return None
 
@@ -114,10 +122,11 @@ class Leg:
         return Reply(Verdict.FAILED)
 
 
-def _labels(content: bytes) -> tuple[str, ...]:
-    """Labels of an answer; raises ValueError, KeyError or TypeError when there are none."""
+def _answers(content: bytes) -> tuple[Answer, ...]:
+    """Labels or numbers; raises ValueError, KeyError or TypeError when there are none."""
     for output in orjson.loads(content)["outputs"]:
-        labels = output["data"]
-        if output["name"] == LABEL and all(isinstance(label, str) for label in labels):
-            return tuple(labels)
+        answers = output["data"]
+        kind = _KINDS.get(output["name"])
+        if kind is not None and all(isinstance(answer, kind) for answer in answers):
+            return tuple(answers)
     raise ValueError(LABEL)

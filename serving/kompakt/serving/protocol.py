@@ -1,26 +1,23 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The Open Inference Protocol, version 2, as far as text classification needs it: pure functions
-over bytes.
+"""The Open Inference Protocol, version 2, as far as text models need it: pure functions over bytes.
 
-Request: one BYTES tensor `text` of shape [n] or [n, 1]. Response: `label` (BYTES, [n]) and `scores`
-(FP32, [n, labels]). Tensors travel as JSON; the binary extension is refused in words.
+Request: one BYTES tensor `text` of shape [n] or [n, 1]. Response: of a TextClassification `label`
+(BYTES, [n]) and `scores` (FP32, [n, labels]), of a Regression `score` (FP32, [n]). Tensors travel
+as JSON; the binary extension is refused in words.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Final
+from typing import Any, Final
 
 import orjson
-
-if TYPE_CHECKING:  # the comparator speaks the protocol without a model runtime
-    from kompakt.serving.classifier import Prediction
 
 INPUT: Final = "text"
 LABEL: Final = "label"
 SCORES: Final = "scores"
-OUTPUTS: Final = (LABEL, SCORES)
+SCORE: Final = "score"
 DEADLINE_HEADER: Final = "x-kompakt-deadline-ms"
 """Milliseconds from the request's arrival within which its turn must come."""
 NO_BINARY: Final = (
@@ -38,12 +35,36 @@ class InferRequest:
     """A valid request."""
 
     texts: list[str]
-    outputs: tuple[str, ...] = OUTPUTS
+    outputs: tuple[str, ...]
     id: str | None = None
 
 
-def parse_request(body: bytes, *, max_batch: int) -> InferRequest:
-    """Read the body of `POST …/infer`.
+@dataclass(frozen=True, slots=True)
+class Output:
+    """One tensor that a model answers with."""
+
+    name: str
+    datatype: str
+    shape: tuple[int, ...]
+    """For one text; the number of texts goes before it."""
+
+
+@dataclass(frozen=True, slots=True)
+class ModelFacts:
+    """What the metadata says of a model."""
+
+    outputs: tuple[Output, ...]
+    labels: tuple[str, ...]
+    parameters: Mapping[str, str | int]
+
+    @property
+    def output_names(self) -> tuple[str, ...]:
+        """In the order in which they are sent to whoever names none."""
+        return tuple(output.name for output in self.outputs)
+
+
+def parse_request(body: bytes, *, max_batch: int, outputs: tuple[str, ...]) -> InferRequest:
+    """Read the body of `POST …/infer`, for a model with these outputs.
 
     Raises InvalidRequestError.
     """
@@ -62,25 +83,20 @@ def parse_request(body: bytes, *, max_batch: int) -> InferRequest:
         )
     return InferRequest(
         texts=_texts(_object(inputs[0], "inputs[0]"), max_batch),
-        outputs=_requested(document.get("outputs")),
+        outputs=_requested(document.get("outputs"), outputs),
         id=request_id,
     )
 
 
+def tensor(name: str, datatype: str, shape: Sequence[int], data: object) -> dict[str, Any]:
+    """An output as it travels; `data` is row-major, and may be a numpy array."""
+    return {"name": name, "datatype": datatype, "shape": list(shape), "data": data}
+
+
 def render_response(
-    request: InferRequest, prediction: Prediction, *, model_name: str, digest: str
+    request: InferRequest, tensors: Mapping[str, Any], *, model_name: str, digest: str
 ) -> bytes:
     """The body of the answer, with the outputs in the order in which they were asked for."""
-    count = len(prediction.labels)
-    tensors = {
-        LABEL: {"name": LABEL, "datatype": "BYTES", "shape": [count], "data": prediction.labels},
-        SCORES: {
-            "name": SCORES,
-            "datatype": "FP32",
-            "shape": list(prediction.scores.shape),
-            "data": prediction.scores.ravel(),
-        },
-    }
     document: dict[str, Any] = {
         "model_name": model_name,
         "model_version": digest,
@@ -93,9 +109,7 @@ def render_response(
     return orjson.dumps(document, option=orjson.OPT_SERIALIZE_NUMPY)
 
 
-def render_metadata(
-    *, model_name: str, digest: str, labels: Sequence[str], max_sequence_length: int
-) -> bytes:
+def render_metadata(facts: ModelFacts, *, model_name: str, digest: str) -> bytes:
     """The body of `GET /v2/models/{name}`. `labels` is this server's addition: the columns of
     `scores`.
     """
@@ -106,11 +120,11 @@ def render_metadata(
             "platform": "onnxruntime_onnx",
             "inputs": [{"name": INPUT, "datatype": "BYTES", "shape": [-1]}],
             "outputs": [
-                {"name": LABEL, "datatype": "BYTES", "shape": [-1]},
-                {"name": SCORES, "datatype": "FP32", "shape": [-1, len(labels)]},
+                {"name": output.name, "datatype": output.datatype, "shape": [-1, *output.shape]}
+                for output in facts.outputs
             ],
-            "labels": list(labels),
-            "parameters": {"max_sequence_length": max_sequence_length},
+            "labels": list(facts.labels),
+            "parameters": dict(facts.parameters),
         }
     )
 
@@ -184,26 +198,26 @@ def _count(shape: Any, max_batch: int) -> int:
     return count
 
 
-def _requested(outputs: Any) -> tuple[str, ...]:
+def _requested(outputs: Any, known: tuple[str, ...]) -> tuple[str, ...]:
     if outputs is None:
-        return OUTPUTS
+        return known
     if not isinstance(outputs, list):
         raise InvalidRequestError(
-            f"outputs is {_kind(outputs)}; it must be a list such as [{{'name': {LABEL!r}}}]"
+            f"outputs is {_kind(outputs)}; it must be a list such as [{{'name': {known[0]!r}}}]"
         )
     names: list[str] = []
     for index, output in enumerate(outputs):
         name = _object(output, f"outputs[{index}]").get("name")
-        if name not in OUTPUTS:
+        if name not in known:
             raise InvalidRequestError(
-                f"outputs[{index}].name is {_shown(name)}; this model has {list(OUTPUTS)}"
+                f"outputs[{index}].name is {_shown(name)}; this model has {list(known)}"
             )
         if name in names:
             raise InvalidRequestError(
                 f"outputs[{index}].name repeats {name!r}; name each output once"
             )
         names.append(name)
-    return tuple(names) or OUTPUTS
+    return tuple(names) or known
 
 
 def _kind(value: Any) -> str:

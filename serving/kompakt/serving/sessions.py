@@ -166,8 +166,7 @@ def _feed(inputs: frozenset[str], ids: list[int], type_ids: list[int]) -> dict[s
 def _known(name: str, inputs: list[str]) -> frozenset[str]:
     if unknown := set(inputs).difference(_INPUTS):
         raise ArtifactError(
-            f"{name} asks for the inputs {sorted(unknown)}; "
-            f"a text classifier has only {list(_INPUTS)}"
+            f"{name} asks for the inputs {sorted(unknown)}; a text model has only {list(_INPUTS)}"
         )
     return frozenset(inputs)
 

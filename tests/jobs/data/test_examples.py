@@ -4,65 +4,11 @@ from __future__ import annotations
 import pytest
 
 from kompakt.jobs.data.examples import (
-    Dataset,
     Example,
     draw,
     in_selection,
-    known_labels,
-    resolve_labels,
     texts_digest,
 )
-from kompakt.jobs.errors import DataInvalid, LabelUnknown
-
-LABELS = ("negative", "neutral", "positive")
-
-
-def dataset(*labels: str | None) -> Dataset:
-    """One example for each label."""
-    examples = tuple(
-        Example(text=f"text {i}", label=label, line=i + 1) for i, label in enumerate(labels)
-    )
-    return Dataset(uri="file:///data.jsonl", digest="sha256:" + "0" * 64, examples=examples)
-
-
-def test_labels_are_names_or_indices() -> None:
-    """A label is found by its name, else by its number."""
-    assert resolve_labels(dataset("positive", "0", "neutral", "2"), LABELS) == [2, 0, 1, 2]
-
-
-def test_a_name_that_looks_like_a_number_is_a_name() -> None:
-    """Models whose labels are called 1 and 0 keep their meaning."""
-    assert resolve_labels(dataset("1", "0"), ("1", "0")) == [0, 1]
-
-
-@pytest.mark.parametrize("label", ["mixed", "3", "-1", "Positive", "2.0", "²"])
-def test_unknown_labels_name_what_the_model_knows(label: str) -> None:
-    """The message has the label, its line, and the model's labels."""
-    with pytest.raises(LabelUnknown) as caught:
-        resolve_labels(dataset("neutral", label), LABELS)
-    assert repr(label) in str(caught.value)
-    assert "line 2 of file:///data.jsonl" in str(caught.value)
-    assert "negative, neutral, positive" in str(caught.value)
-
-
-def test_a_model_with_many_labels_does_not_fill_the_message() -> None:
-    """Only the first labels are listed."""
-    with pytest.raises(LabelUnknown) as caught:
-        resolve_labels(dataset("x"), [f"label-{i}" for i in range(4000)])
-    assert len(str(caught.value)) < 600
-
-
-def test_data_without_labels_cannot_be_resolved() -> None:
-    """Unlabelled data where labels are needed says which line, and which setting is missing."""
-    with pytest.raises(DataInvalid, match=r"line 2 of .* has no label.*set labelField"):
-        resolve_labels(dataset("0", None), LABELS)
-
-
-def test_some_texts_may_be_unlabelled() -> None:
-    """Where labels are a help and no must, each text has its own or none; a wrong one is wrong."""
-    assert known_labels(dataset("positive", None, "0"), LABELS) == [2, None, 0]
-    with pytest.raises(LabelUnknown):
-        known_labels(dataset(None, "mixed"), LABELS)
 
 
 def test_a_split_follows_from_the_text_alone() -> None:

@@ -31,8 +31,9 @@ from kompakt.jobs.artifact import count_parameters, describe_variant
 from kompakt.jobs.compress.first_token import compute_first_token
 from kompakt.jobs.compress.graph import Graph, GraphData
 from kompakt.jobs.compress.sources import Texts, choose, gather
-from kompakt.jobs.compress.steps import graph_step, name_of, split, torch_step
-from kompakt.jobs.data.examples import Dataset, known_labels
+from kompakt.jobs.compress.steps import check_task, graph_step, name_of, split, torch_step
+from kompakt.jobs.data.examples import Dataset
+from kompakt.jobs.data.targets import Targets
 from kompakt.jobs.errors import Failed, JobError
 from kompakt.jobs.evaluate.classifier import Classifier
 from kompakt.jobs.evaluate.predictions import logits_of
@@ -64,6 +65,7 @@ def compress(task: CompressTask, place: Workplace) -> CompressResult:
     artifact.mkdir()
     with place.stage("fetch"):
         manifest = place.store.get_artifact(task.baseline_digest, baseline)
+        check_task(task.steps, manifest.task)
         texts = gather(sources, labels=manifest.labels, seed=task.seed)
     notes: list[str] = []
     graph = Graph(baseline)
@@ -161,7 +163,7 @@ class _Chain:
         )
         self.data = training.TrainingData(
             dataset=dataset,
-            labels=known_labels(dataset, manifest.labels),
+            labels=Targets(manifest.task, manifest.labels).known(dataset),
             tokenizer=tokenizer,
             input_names=self._origin.architecture.input_names,
             pad_id=text.pad_id(self._origin.config),

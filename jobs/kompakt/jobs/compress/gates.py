@@ -7,7 +7,7 @@ value that the second matrix of the feed-forward network reads. A gate of 0 is t
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -15,7 +15,6 @@ from typing import Any
 import torch
 from torch import nn
 
-from kompakt.jobs.compress.training import Batch
 from kompakt.jobs.models.encoder import Encoder
 
 
@@ -82,12 +81,3 @@ def frozen(module: nn.Module) -> Iterator[None]:
     finally:
         for parameter in trainable:
             parameter.requires_grad_(True)
-
-
-def answers(logits: torch.Tensor, batch: Batch, labels: Sequence[int | None]) -> torch.Tensor:
-    """What the model should have answered: the label, or where a text has none its own answer."""
-    target = logits.detach().argmax(dim=1)
-    for row, index in enumerate(batch.indices):
-        if (label := labels[index]) is not None:
-            target[row] = label
-    return target

@@ -26,7 +26,8 @@ import torch
 from torch import nn
 
 from kompakt.jobs.compress.adamw import AdamW
-from kompakt.jobs.compress.gates import Units, answers, frozen, gated, gradients, ones
+from kompakt.jobs.compress.gates import Units, frozen, gated, gradients, ones
+from kompakt.jobs.compress.losses import Labels, divergence, fisher_loss, loss, outcome
 from kompakt.jobs.compress.training import Batch
 from kompakt.jobs.models.encoder import Encoder
 
@@ -43,7 +44,7 @@ def importance(
     encoder: Encoder,
     batches: Sequence[Batch],
     *,
-    labels: Sequence[int | None],
+    labels: Labels,
 ) -> Units:
     """The worth of each head and neuron; the model is as before afterwards."""
     if kind == "Movement":
@@ -51,7 +52,7 @@ def importance(
     return fisher(encoder, batches, labels=labels)
 
 
-def fisher(encoder: Encoder, batches: Sequence[Batch], *, labels: Sequence[int | None]) -> Units:
+def fisher(encoder: Encoder, batches: Sequence[Batch], *, labels: Labels) -> Units:
     """The summed squared gradient of the loss by each unit's gate, text by text."""
     sums = [torch.zeros_like(gate) for gate in ones(encoder).all]
     with frozen(encoder), torch.enable_grad():
@@ -60,14 +61,13 @@ def fisher(encoder: Encoder, batches: Sequence[Batch], *, labels: Sequence[int |
             gates = ones(encoder, len(batch.indices), 1)
             with gated(encoder, gates):
                 logits = encoder(**batch.inputs)
-            target = answers(logits, batch, labels)
-            loss = nn.functional.cross_entropy(logits, target, reduction="sum")
-            squares = [g.square().sum(dim=(0, 1)) for g in gradients(loss, gates)]
+            total_loss = fisher_loss(encoder.config.task, logits, batch, labels)
+            squares = [g.square().sum(dim=(0, 1)) for g in gradients(total_loss, gates)]
             sums = [total + square for total, square in zip(sums, squares, strict=True)]
     return _units(sums)
 
 
-def movement(encoder: Encoder, batches: Sequence[Batch], *, labels: Sequence[int | None]) -> Units:
+def movement(encoder: Encoder, batches: Sequence[Batch], *, labels: Labels) -> Units:
     """The summed negative gradient of the loss by each unit's gate, step by step of training.
 
     For a gate of 1 that is the sum of `-weight * gradient` over the weights behind the gate: the
@@ -82,9 +82,8 @@ def movement(encoder: Encoder, batches: Sequence[Batch], *, labels: Sequence[int
     gates = ones(student)
     with gated(student, gates), torch.enable_grad():
         for number, batch in enumerate(_at_random(batches, MOVEMENT_STEPS)):
-            logits = student(**batch.inputs)
-            loss = nn.functional.cross_entropy(logits, answers(logits, batch, labels))
-            found = gradients(loss, gates, *parameters)
+            wrong = loss(encoder.config.task, student(**batch.inputs), batch, labels)
+            found = gradients(wrong, gates, *parameters)
             by_gate, by_weight = found[: len(sums)], found[len(sums) :]
             sums = [total - gradient for total, gradient in zip(sums, by_gate, strict=True)]
             for parameter, gradient in zip(parameters, by_weight, strict=True):
@@ -114,15 +113,13 @@ def layers_to_drop(encoder: Encoder, batches: Sequence[Batch], count: int) -> li
     if not count:
         return dropped
     with torch.inference_mode():
-        whole = [torch.log_softmax(encoder(**batch.inputs), dim=1) for batch in batches]
+        task = encoder.config.task
+        whole = [outcome(task, encoder(**batch.inputs)) for batch in batches]
         while len(dropped) < count:
             lost = torch.zeros(len(kept), dtype=torch.float64)
             for batch, expected in zip(batches, whole, strict=True):
                 for place, logits in enumerate(_without_each(encoder, kept, batch)):
-                    found = torch.log_softmax(logits, dim=1)
-                    lost[place] += nn.functional.kl_div(
-                        found, expected, reduction="sum", log_target=True
-                    )
+                    lost[place] += divergence(task, outcome(task, logits), expected)
             place = int(lost.argmin())
             texts = sum(len(batch.indices) for batch in batches)
             dropped.append(LayerDrop(kept.pop(place), float(lost[place]) / texts))

@@ -28,7 +28,8 @@ from torch import nn
 from typing_extensions import override
 
 from kompakt.api.recipe import LowRank
-from kompakt.jobs.compress.gates import answers, frozen
+from kompakt.jobs.compress.gates import frozen
+from kompakt.jobs.compress.losses import Labels, fisher_loss
 from kompakt.jobs.compress.steps import TorchStep
 from kompakt.jobs.compress.training import Batch, TrainingData
 from kompakt.jobs.errors import StepInvalid
@@ -145,9 +146,7 @@ class Seen:
         return self.products / self.count - torch.outer(mean, mean)
 
 
-def observe(
-    encoder: Encoder, batches: Sequence[Batch], *, labels: Sequence[int | None]
-) -> dict[Place, Seen]:
+def observe(encoder: Encoder, batches: Sequence[Batch], *, labels: Labels) -> dict[Place, Seen]:
     """Inputs and gradients of every whole matrix over the texts' tokens."""
     whole = whole_matrices(encoder)
     seen = {
@@ -161,8 +160,7 @@ def observe(
                 for place, matrix in whole.items():
                     stack.enter_context(_watched(matrix, seen[place], tokens))
                 logits = encoder(**batch.inputs)
-            target = answers(logits, batch, labels)
-            nn.functional.cross_entropy(logits, target, reduction="sum").backward()
+            fisher_loss(encoder.config.task, logits, batch, labels).backward()
     return seen
 
 

@@ -73,6 +73,8 @@ class PruneUnits(TorchStep):
             return "nothing pruned"
         whole = copy.deepcopy(encoder)
         texts = _Texts.of(data, parameters.samples)
+        if parameters.importance == "Movement" and encoder.config.task == "Regression":
+            _require_labels(data, texts)
         budget = self._budget(encoder, data, texts)
         drops = layers_to_drop(encoder, texts.checked, parameters.drop_layers)
         numbers = sorted(set(range(len(before.heads))) - {drop.number for drop in drops})
@@ -160,6 +162,14 @@ class PruneUnits(TorchStep):
                 f" {round(least * WHOLE)} permille; raise it, or set dropLayers"
             )
         return kept
+
+
+def _require_labels(data: TrainingData, texts: _Texts) -> None:
+    if all(data.labels[index] is None for index in texts.chosen):
+        raise StepInvalid(
+            "prune.importance is Movement, which trains a Regression towards labels, and"
+            f" {data.dataset.uri} has none; set labelField, or take Fisher, which needs none"
+        )
 
 
 def shrink(encoder: Encoder, kept: Units) -> None:

@@ -14,9 +14,9 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
-from torch import nn
 
 from kompakt.jobs.compress.gates import Units
+from kompakt.jobs.compress.losses import divergence, outcome
 from kompakt.jobs.compress.refit import (
     Half,
     LeastSquares,
@@ -67,7 +67,8 @@ def sensitivity(
     seconds: list[Curve] = []
     progress = Progress("sensitivity", 2 * len(layers), unit="halves")
     with torch.inference_mode():
-        expected = [torch.log_softmax(encoder(**batch.inputs), dim=1) for batch in check_on]
+        task = encoder.config.task
+        expected = [outcome(task, encoder(**batch.inputs)) for batch in check_on]
         fitted, checked = list(states_of(encoder, fit_on)), list(states_of(encoder, check_on))
         for number, layer in enumerate(layers):
             for half, own, curves, rest in (
@@ -94,11 +95,11 @@ class _Place:
     """What of the layer follows on the half."""
 
     def answers(self, x: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
-        """Logarithms of the probabilities, from what the half gives."""
+        """The model's outcome, from what the half gives."""
         x = self.rest(x)
         for later in self.encoder.encoder_layers()[self.number + 1 :]:
             x = later(x, mask)
-        return torch.log_softmax(self.encoder.classify(x), dim=1)
+        return outcome(self.encoder.config.task, self.encoder.classify(x))
 
 
 def _curve(
@@ -124,7 +125,7 @@ def _curve(
         for state, values, aim in zip(checked, inputs, expected, strict=False):
             x = half.norm(values[..., rows] @ weight.T + bias + state.x)
             found = place.answers(x, state.mask)
-            total += float(nn.functional.kl_div(found, aim, reduction="sum", log_target=True))
+            total += float(divergence(place.encoder.config.task, found, aim))
         # More units that do more damage are noise.
         points[count] = max(total / sum(len(aim) for aim in expected), *points.values())
     return Curve(dict(sorted(points.items())))

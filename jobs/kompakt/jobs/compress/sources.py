@@ -19,8 +19,9 @@ from kompakt.api.recipe import Step
 from kompakt.api.source import DataSource
 from kompakt.jobs.compress.graph import Labelled
 from kompakt.jobs.compress.steps import entry_of, name_of
-from kompakt.jobs.data.examples import Dataset, draw, known_labels
+from kompakt.jobs.data.examples import Dataset, draw
 from kompakt.jobs.data.reader import read
+from kompakt.jobs.data.targets import known_labels
 from kompakt.jobs.errors import StepInvalid
 
 Steps = Sequence[Step]

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 from pydantic.alias_generators import to_snake
 
+from kompakt.api.base import Task
 from kompakt.api.recipe import Step
 from kompakt.jobs.errors import StepInvalid
 
@@ -78,6 +79,11 @@ STEPS = {
     ),
 }
 """By what a recipe calls them (`kompakt.api.recipe.STEP_NAMES`)."""
+TASKS: dict[str, tuple[Task, ...]] = {
+    "distill": ("TextClassification",),
+    "calibrate": ("TextClassification",),
+}
+"""Models of which tasks a step can handle, where these are not all."""
 
 
 def name_of(step: Step) -> str:
@@ -105,6 +111,17 @@ def split(steps: list[Step]) -> tuple[list[Step], list[Step]]:
     if factored and any(step.prune is not None for step in steps[factored[0] :]):
         raise StepInvalid("prune takes whole matrices apart, so lowRank must come after it")
     return torch_steps, quantize + calibrate
+
+
+def check_task(steps: list[Step], task: Task) -> None:
+    """Refuses, before any work, steps that cannot handle models of a task."""
+    able = [name for name in STEPS if task in TASKS.get(name, (task,))]
+    for name in map(name_of, steps):
+        if name not in able:
+            raise StepInvalid(
+                f"the step {name} cannot handle a model of the task {task}; take it out of the"
+                f" recipe: {', '.join(able)} can"
+            )
 
 
 def entry_of(step: Step) -> Entry:

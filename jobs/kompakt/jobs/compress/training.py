@@ -33,8 +33,9 @@ class TrainingData:
     """The training source of a task, as its steps see it."""
 
     dataset: Dataset
-    labels: Sequence[int | None]
-    """Of each text, the index among the model's labels; None where it is unlabelled."""
+    labels: Sequence[Any]
+    """Of each text, the index among the model's labels, or of a Regression the number; None where
+    it is unlabelled."""
     tokenizer: Tokenizer
     input_names: Sequence[str]
     pad_id: int

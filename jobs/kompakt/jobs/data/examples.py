@@ -1,6 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
 """What data is, once read: texts with the label as written in the file, resolved against a model's
-labels later.
+labels later (`targets`).
 
 The split of an example follows from a hash of its text alone, so that it is the same in every Job,
 whatever else the file holds, and equal texts never sit on both sides.
@@ -15,10 +15,6 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 
 from kompakt.api.base import Digest
-from kompakt.jobs.errors import DataInvalid, LabelUnknown
-
-NAMED_LABELS = 20
-"""How many of a model's labels an error lists."""
 
 
 @dataclass(frozen=True)
@@ -26,8 +22,9 @@ class Example:
     """One text."""
 
     text: str
-    label: str | int | None = None
-    """As written in the file: a label's name or its index; None where there is none."""
+    label: str | float | None = None
+    """As written in the file: a label's name or its index, or a number; None where there is
+    none."""
     slices: dict[str, str] = field(default_factory=dict)
     weight: float = 1.0
     """How much oftener than others it is drawn."""
@@ -78,43 +75,6 @@ def texts_digest(texts: Iterable[str]) -> Digest:
         digest.update(len(encoded).to_bytes(8, "big"))
         digest.update(encoded)
     return f"sha256:{digest.hexdigest()}"
-
-
-def resolve_labels(dataset: Dataset, labels: Sequence[str]) -> list[int]:
-    """The index of each example's label among the model's labels; every example must have one."""
-    resolved = []
-    for example, index in zip(dataset.examples, known_labels(dataset, labels), strict=True):
-        if index is None:
-            raise DataInvalid(
-                f"the example in line {example.line} of {dataset.uri} has no label; label it, or"
-                " take it out (if none has one: set labelField)"
-            )
-        resolved.append(index)
-    return resolved
-
-
-def known_labels(dataset: Dataset, labels: Sequence[str]) -> list[int | None]:
-    """The same for data of which only a part is labelled: by name, else by number, else None."""
-    by_name = {name: index for index, name in enumerate(labels)}
-    resolved: list[int | None] = []
-    for example in dataset.examples:
-        if example.label is None:
-            resolved.append(None)
-            continue
-        written = str(example.label)
-        index = by_name.get(written)
-        if index is None and written.isdecimal() and int(written) < len(labels):
-            index = int(written)
-        if index is None:
-            known = ", ".join(labels[:NAMED_LABELS]) + (", …" if len(labels) > NAMED_LABELS else "")
-            raise LabelUnknown(
-                f"the label {written[:100]!r} in line {example.line} of {dataset.uri} is none"
-                " of the model's"
-                f" labels ({known}) nor an index below {len(labels)}; correct the data, or set"
-                " labelField"
-            )
-        resolved.append(index)
-    return resolved
 
 
 def in_selection(text: str, permille: int) -> bool:

@@ -86,7 +86,7 @@ def _examples(source: DataSource, raw: io.RawIOBase) -> Iterator[Example]:
     from_csv = name.endswith(".csv")
     rows = _csv_rows(source, text) if from_csv else _json_rows(source, text)
     for line, row in rows:
-        label: str | int | None = None
+        label: str | float | None = None
         if source.label_field is not None:
             value = _value(source, row, "labelField", source.label_field, line)
             label = _label(value, from_csv=from_csv)
@@ -158,12 +158,12 @@ def _text(source: DataSource, value: Any, line: int) -> str:
     return value
 
 
-def _label(value: Any, *, from_csv: bool) -> str | int | None:
+def _label(value: Any, *, from_csv: bool) -> str | float | None:
     if value is None or value == "":
         return None  # unlabelled; whoever needs a label says so
-    if isinstance(value, bool) or not isinstance(value, str | int):
+    if isinstance(value, bool) or not isinstance(value, str | int | float):
         return _kind(value)  # no label is called so: the error about unknown labels names it
-    if isinstance(value, int):
+    if isinstance(value, int | float):
         return value
     # CSV knows no numbers; whoever reads the label next should be told that it is an index.
     return int(value) if from_csv and value.strip().isdecimal() else value.strip()

@@ -9,13 +9,16 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
 
+from kompakt.api.base import Task
 from kompakt.api.measure import Evaluation, PairedCounts, SliceCounts
 from kompakt.jobs.data.examples import Dataset, in_selection
 from kompakt.jobs.evaluate.classifier import Logits
+from kompakt.jobs.evaluate.numbers import number_figures
 
 BINS = 15
 MAX_SLICES = 32
@@ -26,26 +29,59 @@ Indices = NDArray[np.int64]
 
 def evaluate(
     dataset: Dataset,
-    labels: Sequence[int],
+    targets: Sequence[float],
     *,
     baseline: Logits,
     candidate: Logits,
     selection_permille: int,
+    task: Task = "TextClassification",
+    tolerance: float = 0.0,
 ) -> Evaluation:
-    """Counts on both splits, by slice on the confirmation split, and the calibration errors."""
-    truth = np.asarray(labels, dtype=np.int64)
+    """Counts on both splits, by slice on the confirmation split, and what the task has beside.
+
+    Args:
+        dataset: The examples.
+        targets: What is right for each: a label's index, or a number.
+        baseline: Its logits, [examples, labels]; of a Regression its numbers, [examples, 1].
+        candidate: The same of the candidate.
+        selection_permille: Share of the split that variants are chosen on.
+        task: What the answers mean.
+        tolerance: How far apart two numbers may be and count as the same.
+    """
     selected = np.fromiter(
         (in_selection(text, selection_permille) for text in dataset.texts), dtype=np.bool_
     )
-    answers = _Answers(truth, baseline.argmax(axis=1), candidate.argmax(axis=1))
+    beside: dict[str, object]
+    if task == "Regression":
+        numbers = np.asarray(targets, dtype=np.float64)
+        theirs, ours = (logits[:, 0].astype(np.float64) for logits in (baseline, candidate))
+        answers = _Answers(
+            baseline_right=np.abs(theirs - numbers) <= tolerance,
+            candidate_right=np.abs(ours - numbers) <= tolerance,
+            disagree=np.abs(ours - theirs) > tolerance,
+        )
+        beside = {
+            "baseline_numbers": number_figures(theirs, numbers),
+            "candidate_numbers": number_figures(ours, numbers),
+        }
+    else:
+        truth = np.asarray(targets, dtype=np.int64)
+        before, after = baseline.argmax(axis=1), candidate.argmax(axis=1)
+        answers = _Answers(
+            baseline_right=before == truth,
+            candidate_right=after == truth,
+            disagree=before != after,
+        )
+        beside = {
+            "baseline_calibration_error": round(calibration_error(baseline, truth) * 10_000),
+            "candidate_calibration_error": round(calibration_error(candidate, truth) * 10_000),
+        }
     return Evaluation(
         data_digest=dataset.digest,
         selection=PairedCounts(**answers.counts(selected)),
         confirmation=PairedCounts(**answers.counts(~selected)),
         slices=_slices(dataset, answers, ~selected),
-        baseline_calibration_error=round(calibration_error(baseline, truth) * 10_000),
-        candidate_calibration_error=round(calibration_error(candidate, truth) * 10_000),
-    )
+    ).evolve(**beside)
 
 
 def calibration_error(logits: Logits, truth: Indices) -> float:
@@ -62,24 +98,24 @@ def calibration_error(logits: Logits, truth: Indices) -> float:
     return float(np.abs(sums).sum() / len(truth))
 
 
+@dataclass(frozen=True)
 class _Answers:
-    """Who answered what, and what was right."""
+    """Of each example, who was right, and whether both said the same."""
 
-    def __init__(self, truth: Indices, baseline: Indices, candidate: Indices) -> None:
-        self._baseline_right = baseline == truth
-        self._candidate_right = candidate == truth
-        self._disagree = baseline != candidate
+    baseline_right: Flags
+    candidate_right: Flags
+    disagree: Flags
 
     def counts(self, among: Flags) -> dict[str, int]:
         """The fields of PairedCounts for some of the examples."""
-        ours, theirs = self._candidate_right[among], self._baseline_right[among]
+        ours, theirs = self.candidate_right[among], self.baseline_right[among]
         return {
             "examples": int(among.sum()),
             "baseline_correct": int(theirs.sum()),
             "candidate_correct": int(ours.sum()),
             "lost": int((theirs & ~ours).sum()),
             "gained": int((ours & ~theirs).sum()),
-            "disagreements": int(self._disagree[among].sum()),
+            "disagreements": int(self.disagree[among].sum()),
         }
 
 

@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from kompakt.api.base import Task
 from kompakt.jobs.errors import ModelUnsupported, SourceUnreadable, UnsafeFormat
 from kompakt.jobs.models.architectures import (
     ACTIVATIONS,
@@ -22,6 +23,7 @@ from kompakt.jobs.models.architectures import (
     UNUSED_WEIGHTS,
     Architecture,
 )
+from kompakt.jobs.models.tasks import task_of
 
 CONFIG_NAME = "config.json"
 WEIGHTS_NAME = "model.safetensors"
@@ -57,7 +59,10 @@ class Checkpoint:
     folder: Path
     architecture: Architecture
     config: dict[str, Any]
+    task: Task
+    """As its head and config.json have it."""
     labels: tuple[str, ...]
+    """Of a Regression, what its one number is called."""
     shapes: dict[str, tuple[int, ...]]
     """Of every weight in the files."""
     names: dict[str, str]
@@ -133,11 +138,13 @@ def inspect(folder: Path, *, origin: str) -> Checkpoint:
             f"{origin} has no tokenizer (none of {', '.join(TOKENIZER_FILES)}); save it beside the"
             " model with tokenizer.save_pretrained(folder)"
         )
+    labels = _labels(config, origin=origin)
     checkpoint = Checkpoint(
         folder=folder,
         architecture=architecture,
         config=config,
-        labels=_labels(config, origin=origin),
+        task=task_of(config, labels, origin=origin),
+        labels=labels,
         shapes=shapes,
         names=architecture.ours(shapes),
         head_width=_head_width(config, architecture, shapes),
@@ -195,11 +202,6 @@ def _architecture(config: dict[str, Any], *, origin: str) -> Architecture:
         raise ModelUnsupported(
             f"{origin} is a {named[0]}, not a text classifier; supported are {supported}"
         )
-    if config.get("problem_type") in {"regression", "multi_label_classification"}:
-        raise ModelUnsupported(
-            f"{origin} has the problem type {config['problem_type']}; only single-label"
-            " classification is supported"
-        )
     return architecture
 
 
@@ -226,10 +228,6 @@ def _labels(config: dict[str, Any], *, origin: str) -> tuple[str, ...]:
         raise ModelUnsupported(
             f"id2label in config.json of {origin} must name the labels 0, 1, 2 and so on; correct"
             " it"
-        )
-    if len(labels) < 2:  # noqa: PLR2004 a choice needs two
-        raise ModelUnsupported(
-            f"{origin} has one output, which is regression; classification needs two labels or more"
         )
     if len(set(labels)) != len(labels):
         raise ModelUnsupported(f"id2label in config.json of {origin} has the same name twice")

@@ -17,6 +17,8 @@ import torch
 from torch import nn
 from typing_extensions import override
 
+from kompakt.api.base import Task
+
 _ACTIVATIONS: dict[str, Callable[[torch.Tensor], torch.Tensor]] = {
     "gelu": nn.functional.gelu,
     "gelu_new": lambda x: nn.functional.gelu(x, approximate="tanh"),
@@ -47,6 +49,8 @@ class EncoderConfig:
     head_activation: str
     norm_epsilon: float
     first_position: int
+    task: Task = "TextClassification"
+    """What the outputs of the head mean."""
 
 
 class Factored(nn.Module):

@@ -39,6 +39,7 @@ def load(checkpoint: Checkpoint) -> Encoder:
             head_activation=architecture.head_activation,
             norm_epsilon=checkpoint.config.get("layer_norm_eps", architecture.norm_epsilon),
             first_position=architecture.first_position,
+            task=checkpoint.task,
         )
     )
     for name, rank in checkpoint.ranks.items():

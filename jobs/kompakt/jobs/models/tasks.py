@@ -1,0 +1,53 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What a checkpoint's head answers, and whether that is what the policy says. No torch here.
+
+A task is resolved once, from config.json, by the rule that transformers has for its losses: one
+output is a number, several are labels. It goes with the artifact from there on.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+from kompakt.api.base import Task
+from kompakt.api.source import ModelSource
+from kompakt.jobs.errors import ModelUnsupported, TaskInvalid
+
+_PROBLEM_TYPES: dict[Any, Task] = {
+    "single_label_classification": "TextClassification",
+    "regression": "Regression",
+}
+
+
+def task_of(config: dict[str, Any], labels: Sequence[str], *, origin: str) -> Task:
+    """The task of a sequence classifier with so many outputs."""
+    by_outputs: Task = "Regression" if len(labels) == 1 else "TextClassification"
+    named = config.get("problem_type")
+    if named is not None and named not in _PROBLEM_TYPES:
+        raise ModelUnsupported(
+            f"{origin} has the problem type {named}; supported are {' and '.join(_PROBLEM_TYPES)}"
+        )
+    if _PROBLEM_TYPES.get(named, by_outputs) != by_outputs:
+        raise ModelUnsupported(
+            f"{origin} has the problem type {named} and {len(labels)} outputs; a regression has"
+            " one, a classification two or more: correct problem_type or id2label in config.json"
+        )
+    return by_outputs
+
+
+def check_task(source: ModelSource, found: Task) -> None:
+    """Refuses a model that does another task than its policy says."""
+    if source.task != found:
+        outputs = "one output" if found == "Regression" else "several outputs"
+        raise ModelUnsupported(
+            f"model.task is {source.task}, but {source.uri} has {outputs}, which is {found}; set"
+            f" model.task to {found}"
+        )
+    if (source.tolerance_micros is not None) != (found == "Regression"):
+        raise TaskInvalid(
+            "model.toleranceMicros is missing; say within how many millionths a number is right"
+            if found == "Regression"
+            else f"model.toleranceMicros is for a Regression, and model.task is {found}; leave it"
+            " out"
+        )

@@ -1,0 +1,66 @@
+# SPDX-License-Identifier: Apache-2.0
+from __future__ import annotations
+
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from torch import nn
+from torch.distributions import Categorical, Normal, kl_divergence
+
+from kompakt.api.base import Task
+from kompakt.jobs.compress.losses import divergence, fisher_loss, loss, outcome
+from kompakt.jobs.compress.training import Batch
+
+seeds = st.integers(0, 2**16)
+
+
+def batch(texts: int) -> Batch:
+    """Examples 0, 1, 2 and so on."""
+    return Batch(indices=list(range(texts)), inputs={})
+
+
+def logits(seed: int, *, outputs: int) -> torch.Tensor:
+    """Of five texts."""
+    generator = torch.Generator().manual_seed(seed)
+    return torch.randn(5, outputs, generator=generator).requires_grad_()
+
+
+@given(seeds)
+def test_divergence_is_that_of_the_distributions(seed: int) -> None:
+    """Of labels the categorical one, of numbers the Gaussian one of unit variance."""
+    ours, theirs = logits(seed, outputs=3), logits(seed + 1, outputs=3)
+    expected = kl_divergence(Categorical(logits=theirs), Categorical(logits=ours)).sum()
+    task: Task = "TextClassification"
+    found = divergence(task, outcome(task, ours), outcome(task, theirs))
+    torch.testing.assert_close(found, expected)
+    ours, theirs = logits(seed, outputs=1), logits(seed + 1, outputs=1)
+    expected = kl_divergence(Normal(theirs, 1.0), Normal(ours, 1.0)).sum()
+    found = divergence("Regression", outcome("Regression", ours), outcome("Regression", theirs))
+    torch.testing.assert_close(found, expected)
+
+
+@given(seeds)
+def test_the_loss_of_a_regression_is_the_squared_error(seed: int) -> None:
+    """Half of it, averaged; a text without a label has its own answer, hence no gradient."""
+    found = logits(seed, outputs=1)
+    labels = [0.5, None, -1.0, 2.0, None]
+    target = torch.tensor([[0.5], [0.0], [-1.0], [2.0], [0.0]])
+    known = torch.tensor([[True], [False], [True], [True], [False]])
+    expected = nn.functional.mse_loss(found[known], target[known]) * 3 / 5 / 2
+    value = loss("Regression", found, batch(5), labels)
+    torch.testing.assert_close(value, expected)
+    (gradient,) = torch.autograd.grad(value, found)
+    assert not gradient[~known].any()
+
+
+@given(seeds)
+def test_fisher_of_a_regression_is_what_labels_around_the_number_give(seed: int) -> None:
+    """The mean squared gradient of the likelihood over labels of unit variance around it."""
+    found = logits(seed, outputs=1)
+    squares = torch.zeros_like(found)
+    for deviation in (1.0, -1.0):
+        labels = (found.detach() + deviation).flatten().tolist()
+        summed = loss("Regression", found, batch(5), labels) * 5
+        squares += torch.autograd.grad(summed, found)[0].square() / 2
+    (gradient,) = torch.autograd.grad(fisher_loss("Regression", found, batch(5), [None] * 5), found)
+    torch.testing.assert_close(gradient.square(), squares)
