@@ -148,10 +148,12 @@ def write_checkpoint(
     seed: int = 0,
     extra: Sequence[str] = (),
     labels: tuple[str, ...] = LABELS,
+    each_token: bool = False,
 ) -> Path:
     """A checkpoint with random weights, large enough that answers differ between texts.
 
-    `extra` are tokens beside the words. One label makes it a regression.
+    `extra` are tokens beside the words. One label makes it a regression;
+    with `each_token` it is a token classifier.
     """
     import torch
     from safetensors.torch import save_file
@@ -163,6 +165,9 @@ def write_checkpoint(
     config = make_config(model_type, labels)
     config["vocab_size"] += len(extra)
     architecture = ARCHITECTURES[model_type]
+    if each_token:
+        architecture = architecture.for_tokens()
+        config["architectures"] = [architecture.class_name]
     torch.manual_seed(seed)
     encoder = Encoder(
         EncoderConfig(
@@ -179,6 +184,7 @@ def write_checkpoint(
             head_activation=architecture.head_activation,
             norm_epsilon=config.get("layer_norm_eps", 1e-12),
             first_position=architecture.first_position,
+            task="TokenClassification" if each_token else "TextClassification",
         )
     )
     with torch.no_grad():

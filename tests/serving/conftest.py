@@ -25,6 +25,7 @@ from tokenizers.models import WordLevel
 from tokenizers.pre_tokenizers import Whitespace
 
 from kompakt.api.artifact import ArtifactFile, ArtifactManifest, sha256_digest
+from kompakt.api.base import Task
 from kompakt.serving.app import ModelService, Settings
 from kompakt.serving.asgi import Health, Scope
 from kompakt.serving.endpoint import Endpoint, Limits
@@ -49,20 +50,23 @@ def _amounts(numbers: Mapping[str, float]) -> NDArray[np.float32]:
     return np.array([[numbers.get(word, 0.0)] for word in WORDS], dtype=np.float32)
 
 
-def _graph(table: NDArray[np.float32]) -> onnx.ModelProto:
-    """Sum of the rows of a text's words."""
+def _graph(table: NDArray[np.float32], *, each_token: bool) -> onnx.ModelProto:
+    """Sum of the rows of a text's words, or the rows themselves."""
     nodes = [
         helper.make_node("Gather", ["table", "input_ids"], ["rows"]),
         helper.make_node("Cast", ["attention_mask"], ["mask"], to=TensorProto.FLOAT),
         helper.make_node("Unsqueeze", ["mask", "last"], ["column"]),
         helper.make_node("Mul", ["rows", "column"], ["kept"]),
-        helper.make_node("ReduceSum", ["kept", "tokens"], ["logits"], keepdims=0),
+        helper.make_node("Identity", ["kept"], ["logits"])
+        if each_token
+        else helper.make_node("ReduceSum", ["kept", "tokens"], ["logits"], keepdims=0),
     ]
     ids, mask = (
         helper.make_tensor_value_info(name, TensorProto.INT64, ["batch", "length"])
         for name in ("input_ids", "attention_mask")
     )
-    logits = helper.make_tensor_value_info("logits", TensorProto.FLOAT, ["batch", table.shape[1]])
+    shape = ["batch", "length", table.shape[1]] if each_token else ["batch", table.shape[1]]
+    logits = helper.make_tensor_value_info("logits", TensorProto.FLOAT, shape)
     constants = [
         numpy_helper.from_array(table, "table"),
         numpy_helper.from_array(np.array([2]), "last"),
@@ -78,13 +82,15 @@ def write_artifact(
     *,
     max_sequence_length: int = 16,
     numbers: Mapping[str, float] | None = None,
+    each_token: bool = False,
 ) -> Path:
     """An artifact whose answers can be worked out by hand. With `numbers`, it is a regression: the
-    sum of those of the words.
+    sum of those of the words. With `each_token`, each word has its own answer.
     """
     folder.mkdir(parents=True)
     table = _votes(meanings) if numbers is None else _amounts(numbers)
-    onnx.save(_graph(table), folder / "model.onnx")
+    onnx.save(_graph(table, each_token=each_token), folder / "model.onnx")
+    task: Task = "TextClassification" if numbers is None else "Regression"
     words = {word: index for index, word in enumerate(WORDS)}
     tokenizer = Tokenizer(WordLevel(words, unk_token="[UNK]"))
     tokenizer.pre_tokenizer = Whitespace()
@@ -92,7 +98,7 @@ def write_artifact(
     tokenizer.enable_padding(length=12)
     tokenizer.save(str(folder / "tokenizer.json"))
     manifest = ArtifactManifest(
-        task="TextClassification" if numbers is None else "Regression",
+        task="TokenClassification" if each_token else task,
         labels=list(LABELS) if numbers is None else ["stars"],
         tolerance_micros=None if numbers is None else 500_000,
         max_sequence_length=max_sequence_length,

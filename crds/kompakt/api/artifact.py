@@ -9,7 +9,8 @@ Job can use alone.
                                                     token_type_ids where the architecture has
                                                     them; output logits
                                                     (float32, [batch, labels]; of a Regression
-                                                    the number itself, [batch, 1])
+                                                    the number itself, [batch, 1]; of a
+                                                    TokenClassification [batch, tokens, labels])
                                    /model.xml, /model.bin
                                                     instead of it, where the runtime is OpenVino:
                                                     its intermediate representation, with the same

@@ -173,8 +173,8 @@ Seconds = Annotated[int, Field(ge=0, le=31_536_000)]
 Mebibytes = Annotated[int, Field(ge=0, le=2**31 - 1)]
 
 LatencyPercentile = Literal["P50", "P90", "P95", "P99"]
-Task = Literal["TextClassification", "Regression"]
-"""What a model answers to a text: one of several labels, or one number."""
+Task = Literal["TextClassification", "Regression", "TokenClassification"]
+"""What a model answers to a text: one of several labels, one number, or a label for each word."""
 Tolerance = Annotated[int, Field(ge=1, le=2**53)]
 """Of a Regression, in millionths of the label's unit."""
 Runtime = Literal["OnnxRuntime", "OpenVino"]

@@ -9,6 +9,8 @@ examples.
 
 A number (the task Regression) is right within the model's tolerance of the label, and two numbers
 agree within it, so that what decides is counts there too; errors and correlation are told beside.
+A text whose words have labels (TokenClassification) is right when all of them are: words of one
+text are not independent, texts are.
 """
 
 from __future__ import annotations
@@ -70,6 +72,23 @@ class NumberFigures(Model):
     """Correlation of ranks; absent where either does not vary."""
 
 
+class TagFigures(Model):
+    """How good the labels of words are, over both splits."""
+
+    words: Count
+    """That either has a label for; truncated ones have none."""
+    correct_words: Count
+    """Of these, with the right label."""
+    entities: Count | None = None
+    """Spans in the data; absent where labels are no spans (BIO, IOBES and the like)."""
+    found_entities: Count | None = None
+    """Spans that the variant finds."""
+    correct_entities: Count | None = None
+    """Of these, in the data too, with the same ends and type."""
+    entity_f1_basis_points: BasisPoints | None = None
+    """Harmonic mean of the shares of correct entities among both, as conlleval counts them."""
+
+
 class Evaluation(Model):
     """Paired accuracy on two disjoint splits: a variant is chosen on one and confirmed on the
     other, because the
@@ -87,12 +106,16 @@ class Evaluation(Model):
     """Of the confirmation split."""
     baseline_calibration_error: BasisPoints | None = None
     """Expected calibration error, 15 bins, over both splits (Guo et al. 2017, arXiv:1706.04599);
-    absent for a Regression."""
+    of a TextClassification alone."""
     candidate_calibration_error: BasisPoints | None = None
     """The candidate's."""
     baseline_numbers: NumberFigures | None = None
     """Of a Regression: the baseline's errors."""
     candidate_numbers: NumberFigures | None = None
+    """The candidate's."""
+    baseline_tags: TagFigures | None = None
+    """Of a TokenClassification: the baseline's labels of words and entities."""
+    candidate_tags: TagFigures | None = None
     """The candidate's."""
 
 

@@ -122,7 +122,8 @@ class Gate(Model):
     """Unique among the gates."""
     metric: Literal["Accuracy"] = "Accuracy"
     """What may drop. Accuracy: the share of examples with the right label; of a Regression, with a
-    number within model.toleranceMicros of the label."""
+    number within model.toleranceMicros of the label; of a TokenClassification, with the right label
+    for every word."""
     slice: FieldName | None = None
     """Holds for each value of this slice field, rather than for the whole."""
     max_drop_basis_points: BasisPoints

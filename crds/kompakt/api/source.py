@@ -35,7 +35,8 @@ class ModelSource(Model):
 
     task: Task = "TextClassification"
     """What the model answers to a text. TextClassification: one of its labels. Regression: a
-    number, as a sequence classifier with one output does."""
+    number, as a sequence classifier with one output does. TokenClassification: a label for each
+    word, that of the word's first token; a text is right when all of its labels are."""
     tolerance_micros: Tolerance | None = None
     """Of a Regression, in millionths of the label's unit: how far from the label a number may be
     and still be right, and how far apart those of two variants may be and still agree."""
@@ -83,11 +84,12 @@ class DataSource(Model):
     """When set, a file of any other content is refused."""
     secret_ref: LocalRef | None = None
     text_field: FieldName = "text"
-    """Field that holds the text."""
+    """Field that holds the text, or in JSON Lines a list of its words."""
     label_field: FieldName | None = None
     """Absent when the text has no labels. Labels are the model's label names, or their indices; of
-    a Regression, numbers. In calibration and training data some texts may have none: null, or
-    nothing in CSV."""
+    a Regression, numbers; of a TokenClassification a list of labels, one for each word (what white
+    space divides), or a text of them with spaces between. In calibration and training data some
+    texts may have none: null, or nothing in CSV."""
     slice_fields: Annotated[list[FieldName], Field(max_length=8), ListType("set")] = []
     """Fields whose values divide the data into slices that are reported, and may be gated, one by
     one."""

@@ -115,7 +115,7 @@ MODEL_VARIANT = KindInfo(
         ),
         Cel(
             "(self.spec.task == 'Regression') == (size(self.spec.labels) == 1)",
-            "a TextClassification has two labels or more, a Regression one",
+            "a classification has two labels or more, a Regression one",
             ".spec.labels",
         ),
         Cel(

@@ -21,7 +21,7 @@ from kompakt.jobs.benchmark.footprint import peak_memory
 from kompakt.jobs.benchmark.interleave import figures, interleave
 from kompakt.jobs.data.examples import Dataset
 from kompakt.jobs.data.reader import read
-from kompakt.jobs.data.targets import Targets
+from kompakt.jobs.data.targets import Target, Targets
 from kompakt.jobs.errors import Failed
 from kompakt.jobs.evaluate.classifier import Classifier, Logits
 from kompakt.jobs.evaluate.paired import evaluate
@@ -45,7 +45,7 @@ class _Pair:
     baseline: _Fetched
     candidate: _Fetched
     dataset: Dataset
-    targets: list[float]
+    targets: list[Target]
     """Of each example, what is right."""
 
 
@@ -73,6 +73,7 @@ def measure(task: MeasureTask, place: Workplace) -> MeasureResult:
         pair.targets,
         task=pair.baseline.manifest.task,
         tolerance=pair.baseline.manifest.tolerance,
+        labels=pair.baseline.manifest.labels,
         baseline=baseline,
         candidate=candidate,
         selection_permille=task.selection_permille,

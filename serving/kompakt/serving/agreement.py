@@ -7,25 +7,30 @@ the one measured offline.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
 from typing_extensions import override
 
-from kompakt.serving.protocol import LABEL, SCORE
+from kompakt.serving.protocol import LABEL, OFFSETS, SCORE, WORDS
 
-Answer = str | float
-"""A label's name, or a number."""
-Truth = str | int | float
-"""As a golden set has it: also a label's index."""
+_WORD = re.compile(r"\S+")
+
+Tag = tuple[int, int, str]
+"""Begin and end of a word, in characters, and its label."""
+Answer = str | float | tuple[Tag, ...]
+"""A label's name, or a number, or the words of a text."""
+Truth = str | int | float | tuple[str | int, ...]
+"""As a golden set has it: also a label's index, or one of both for each word."""
 
 
 class Agreement(Protocol):
     """The rule of a task."""
 
-    output: str
-    """Name of the tensor that holds what is compared."""
+    outputs: tuple[str, ...]
+    """Names of the tensors that hold what is compared."""
     names: tuple[str, ...]
     """What pairs are counted by."""
 
@@ -35,8 +40,12 @@ class Agreement(Protocol):
     def same(self, one: Answer, other: Answer) -> bool:
         """Whether two answers agree."""
 
-    def truth(self, written: Truth) -> Answer | None:
+    def truth(self, written: Truth, text: str) -> Answer | None:
         """What a golden set's label means; None when it is no answer of the model."""
+
+    def right(self, answer: Answer, truth: Answer) -> bool:
+        """Whether an answer is the true one."""
+        return self.same(answer, truth)
 
 
 @dataclass(frozen=True)
@@ -44,7 +53,7 @@ class SameLabel(Agreement):
     """Of a TextClassification: the same label."""
 
     names: tuple[str, ...] = ()
-    output: str = LABEL
+    outputs: tuple[str, ...] = (LABEL,)
 
     @override
     def counted(self, answer: Answer) -> str:
@@ -55,10 +64,8 @@ class SameLabel(Agreement):
         return one == other
 
     @override
-    def truth(self, written: Truth) -> Answer | None:
-        if isinstance(written, int) and 0 <= written < len(self.names):
-            return self.names[written]
-        return str(written) if written in self.names else None
+    def truth(self, written: Truth, text: str) -> Answer | None:
+        return _name(written, self.names)
 
 
 @dataclass(frozen=True)
@@ -67,7 +74,7 @@ class WithinTolerance(Agreement):
 
     names: tuple[str, ...]
     tolerance: float
-    output: str = SCORE
+    outputs: tuple[str, ...] = (SCORE,)
 
     @override
     def counted(self, answer: Answer) -> str:
@@ -75,20 +82,74 @@ class WithinTolerance(Agreement):
 
     @override
     def same(self, one: Answer, other: Answer) -> bool:
-        if isinstance(one, str) or isinstance(other, str):
-            return False
-        return abs(one - other) <= self.tolerance
+        if isinstance(one, int | float) and isinstance(other, int | float):
+            return abs(one - other) <= self.tolerance
+        return False
 
     @override
-    def truth(self, written: Truth) -> Answer | None:
+    def truth(self, written: Truth, text: str) -> Answer | None:
         try:
-            return float(written)
+            return None if isinstance(written, tuple) else float(written)
         except ValueError:
             return None
+
+
+@dataclass(frozen=True)
+class SameTags(Agreement):
+    """Of a TokenClassification: the same label for every word. Texts are counted, not words: those
+    of one text are not independent.
+    """
+
+    labels: tuple[str, ...]
+    names: tuple[str, ...] = ("text",)
+    outputs: tuple[str, ...] = (LABEL, OFFSETS, WORDS)
+
+    @override
+    def counted(self, answer: Answer) -> str:
+        return self.names[0]
+
+    @override
+    def same(self, one: Answer, other: Answer) -> bool:
+        return one == other
+
+    @override
+    def truth(self, written: Truth, text: str) -> Answer | None:
+        """Labels are of words that white space divides."""
+        spans = [found.span() for found in _WORD.finditer(text)]
+        parts = tuple(written.split()) if isinstance(written, str) else written
+        if not isinstance(parts, tuple) or len(parts) != len(spans):
+            return None
+        names = [_name(part, self.labels) for part in parts]
+        if None in names:
+            return None
+        pairs = zip(spans, names, strict=True)
+        return tuple((begin, end, str(name)) for (begin, end), name in pairs)
+
+    @override
+    def right(self, answer: Answer, truth: Answer) -> bool:
+        """Of a word that the server cuts into several, the first counts, as in the Jobs."""
+        if not (isinstance(answer, tuple) and isinstance(truth, tuple)):
+            return False
+        rest = iter(answer)
+        found = next(rest, None)
+        for begin, end, label in truth:
+            while found is not None and found[1] <= begin:
+                found = next(rest, None)
+            if found is None or found[0] >= end or found[2] != label:
+                return False
+        return True
 
 
 def agreement_of(task: str, labels: Sequence[str], tolerance_micros: int) -> Agreement:
     """The rule for what a server says that it does."""
     if task == "Regression":
         return WithinTolerance(tuple(labels), tolerance_micros / 1e6)
+    if task == "TokenClassification":
+        return SameTags(tuple(labels))
     return SameLabel(tuple(labels))
+
+
+def _name(written: Truth, names: Sequence[str]) -> str | None:
+    if isinstance(written, int) and 0 <= written < len(names):
+        return names[written]
+    return str(written) if written in names else None

@@ -29,11 +29,13 @@ from kompakt.serving.endpoint import Endpoint, Limits, Meter, ServedModel
 from kompakt.serving.model import Answers, TextModel
 from kompakt.serving.regressor import Regressor
 from kompakt.serving.scheduler import Scheduler
+from kompakt.serving.tagger import Tagger
 
 _log = logging.getLogger(__name__)
 _MODELS: dict[Task, type[TextModel]] = {
     "TextClassification": Classifier,
     "Regression": Regressor,
+    "TokenClassification": Tagger,
 }
 
 

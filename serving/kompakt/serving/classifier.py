@@ -47,7 +47,7 @@ class Classifier(TextModel):
         labels: list[str] = []
         scores = np.empty((len(texts), len(self.labels)), dtype=np.float32)
         for index, text in enumerate(texts):
-            logits = self.run(text, index)
+            _, logits = self.read(text, index)
             best = int(logits.argmax())
             weights = np.exp((logits - logits[best]) / self._temperature)
             total = float(weights.sum())

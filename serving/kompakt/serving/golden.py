@@ -33,7 +33,9 @@ _log = logging.getLogger(__name__)
 
 @dataclass(frozen=True, slots=True)
 class Example:
-    """A text and its true label: a name, or its index among the model's labels, or a number."""
+    """A text and its true label: a name, or its index among the model's labels, or a number; or one
+    of the first two for each word.
+    """
 
     text: str
     label: Truth
@@ -78,6 +80,8 @@ def _example(line: bytes, where: str) -> Example:
     if not isinstance(document, dict) or not isinstance(document.get("text"), str):
         raise StartupError(f"{where}: text is missing, or no string; {form}")
     label = document.get("label")
+    if isinstance(label, list) and all(type(part) in {str, int} for part in label):
+        return Example(document["text"], tuple(label))
     if isinstance(label, bool) or not isinstance(label, str | int | float):
         raise StartupError(f"{where}: label is missing, or neither a string nor a number; {form}")
     return Example(document["text"], label)
@@ -115,7 +119,7 @@ class GoldenSet:
 
     def _truth(self, agreement: Agreement) -> list[Answer | None]:
         """What each example's label means; one that the model lacks is wrong for both legs."""
-        truth = [agreement.truth(example.label) for example in self._examples]
+        truth = [agreement.truth(example.label, example.text) for example in self._examples]
         pairs = zip(self._examples, truth, strict=True)
         unknown = sorted({str(example.label) for example, right in pairs if right is None})
         if unknown:
@@ -137,13 +141,13 @@ class GoldenSet:
             # Slow legs slow the replay down; it never catches up in a burst.
             due = max(loop.time(), due) + self._spacing
             reference, candidate = await legs.ask(
-                _request(example.text, agreement.output), candidate_first=bool(index % 2)
+                _request(example.text, agreement.outputs), candidate_first=bool(index % 2)
             )
             if Verdict.ANSWERED is reference.verdict is candidate.verdict:
                 right, still_right = (
                     wanted is not None
                     and len(reply.answers) == 1
-                    and agreement.same(reply.answers[0], wanted)
+                    and agreement.right(reply.answers[0], wanted)
                     for reply in (reference, candidate)
                 )
                 pairs += 1
@@ -167,10 +171,10 @@ class GoldenSet:
         self._gained.set(counts.gained)
 
 
-def _request(text: str, output: str) -> bytes:
+def _request(text: str, outputs: Sequence[str]) -> bytes:
     return orjson.dumps(
         {
             "inputs": [{"name": INPUT, "shape": [1], "datatype": "BYTES", "data": [text]}],
-            "outputs": [{"name": output}],
+            "outputs": [{"name": name} for name in outputs],
         }
     )

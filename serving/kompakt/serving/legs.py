@@ -8,6 +8,7 @@ import enum
 import logging
 import time
 from dataclasses import dataclass
+from itertools import islice
 from typing import Any, Final, Literal
 from urllib.parse import quote
 
@@ -16,7 +17,7 @@ import orjson
 
 from kompakt.api import telemetry
 from kompakt.serving.agreement import Agreement, Answer, agreement_of
-from kompakt.serving.protocol import DEADLINE_HEADER, LABEL, SCORE
+from kompakt.serving.protocol import DEADLINE_HEADER, LABEL, OFFSETS, SCORE, WORDS
 
 REFERENCE: Final = "reference"
 CANDIDATE: Final = "candidate"
@@ -123,10 +124,21 @@ class Leg:
 
 
 def _answers(content: bytes) -> tuple[Answer, ...]:
-    """Labels or numbers; raises ValueError, KeyError or TypeError when there are none."""
-    for output in orjson.loads(content)["outputs"]:
-        answers = output["data"]
-        kind = _KINDS.get(output["name"])
-        if kind is not None and all(isinstance(answer, kind) for answer in answers):
+    """Labels, numbers or words; raises ValueError, KeyError or TypeError when there are none."""
+    outputs = {output["name"]: output["data"] for output in orjson.loads(content)["outputs"]}
+    if WORDS in outputs:
+        return _tags(outputs[LABEL], outputs[OFFSETS], outputs[WORDS])
+    for name, kind in _KINDS.items():
+        answers = outputs.get(name, ())
+        if answers and all(isinstance(answer, kind) for answer in answers):
             return tuple(answers)
     raise ValueError(LABEL)
+
+
+def _tags(labels: list[str], offsets: list[int], words: list[int]) -> tuple[Answer, ...]:
+    """The words of each text."""
+    tags = iter(list(zip(offsets[::2], offsets[1::2], labels, strict=True)))
+    answers = tuple(tuple(islice(tags, count)) for count in words)
+    if next(tags, None) is not None or sum(map(len, answers)) != sum(words):
+        raise ValueError(WORDS)
+    return answers

@@ -21,7 +21,7 @@ from kompakt.serving.sessions import Logits, open_session
 
 # Rust's thread pool would fight the session's thread for the pod's one core.
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
-from tokenizers import Tokenizer
+from tokenizers import Encoding, Tokenizer
 
 
 class NoTokensError(ValueError):
@@ -89,13 +89,17 @@ class TextModel(ABC):
             parameters["tolerance_micros"] = manifest.tolerance_micros
         return ModelFacts(self.outputs, self.labels, parameters)
 
-    def run(self, text: str, index: int) -> Logits:
-        """The logits of the text at a place in the request."""
+    def read(self, text: str, index: int) -> tuple[Encoding, Logits]:
+        """The tokens and the logits of the text at a place in the request."""
         encoding = self._tokenizer.encode(text)
         ids = encoding.ids
         if not ids:
             raise NoTokensError(index)
-        return self._session.run(ids, encoding.type_ids)
+        return encoding, self._session.run(ids, encoding.type_ids)
+
+    def fits(self, shape: tuple[int, ...]) -> bool:
+        """Whether the logits of a text may have this shape."""
+        return shape == (len(self.labels),)
 
     def warm_up(self) -> None:
         """Run every length class, so that the first caller pays for no allocation.
@@ -104,7 +108,7 @@ class TextModel(ABC):
         manifest.
         """
         shape = self._session.warm_up()
-        if shape != (len(self.labels),):
+        if not self.fits(shape):
             raise ArtifactError(
                 f"{self._model_name} answers with shape {list(shape)} for a text, "
                 f"the manifest names {len(self.labels)} labels"

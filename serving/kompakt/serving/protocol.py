@@ -2,8 +2,10 @@
 """The Open Inference Protocol, version 2, as far as text models need it: pure functions over bytes.
 
 Request: one BYTES tensor `text` of shape [n] or [n, 1]. Response: of a TextClassification `label`
-(BYTES, [n]) and `scores` (FP32, [n, labels]), of a Regression `score` (FP32, [n]). Tensors travel
-as JSON; the binary extension is refused in words.
+(BYTES, [n]) and `scores` (FP32, [n, labels]), of a Regression `score` (FP32, [n]), of a
+TokenClassification, for all words of all texts, `label`, `score` and `offsets` (INT64, [words, 2]),
+with `words` (INT64, [n]), how many of them are of each text. Tensors travel as JSON; the binary
+extension is refused in words.
 """
 
 from __future__ import annotations
@@ -18,6 +20,8 @@ INPUT: Final = "text"
 LABEL: Final = "label"
 SCORES: Final = "scores"
 SCORE: Final = "score"
+OFFSETS: Final = "offsets"
+WORDS: Final = "words"
 DEADLINE_HEADER: Final = "x-kompakt-deadline-ms"
 """Milliseconds from the request's arrival within which its turn must come."""
 NO_BINARY: Final = (
@@ -46,7 +50,7 @@ class Output:
     name: str
     datatype: str
     shape: tuple[int, ...]
-    """For one text; the number of texts goes before it."""
+    """For one text, or one word; the number of these goes before it."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -35,7 +35,7 @@ class Regressor(TextModel):
     @override
     def answer(self, texts: Sequence[str]) -> Numbers:
         scores = np.array(
-            [self.run(text, index)[0] for index, text in enumerate(texts)], dtype=np.float32
+            [self.read(text, index)[1][0] for index, text in enumerate(texts)], dtype=np.float32
         )
         if not np.isfinite(scores).all():
             index = int(np.flatnonzero(~np.isfinite(scores))[0])

@@ -31,7 +31,7 @@ class Session(Protocol):
     """An opened model. Safe to call from several threads: each call runs one text."""
 
     def run(self, ids: list[int], type_ids: list[int]) -> Logits:
-        """The logits of one text, [labels]."""
+        """The logits of one text, [labels], or [tokens, labels]."""
 
     def warm_up(self) -> tuple[int, ...]:
         """Prepare for texts of every length; returns the shape of an answer.
@@ -126,8 +126,10 @@ class OpenVinoSession(Session):
         if fill and "attention_mask" in feed:
             feed = {name: np.pad(array, ((0, 0), (0, fill))) for name, array in feed.items()}
         answers = self._request.infer(feed, share_inputs=True, share_outputs=True)
-        logits: Logits = answers[_OUTPUT][0].copy()  # the next call writes over it
-        return logits
+        logits: Logits = answers[_OUTPUT][0]
+        if logits.ndim == 2:  # noqa: PLR2004 for each token, of which some fill up
+            logits = logits[: len(ids)]
+        return logits.copy()  # the next call writes over it
 
     @override
     def warm_up(self) -> tuple[int, ...]:

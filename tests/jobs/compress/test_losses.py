@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 from __future__ import annotations
 
+import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
@@ -12,6 +13,7 @@ from kompakt.jobs.compress.losses import divergence, fisher_loss, loss, outcome
 from kompakt.jobs.compress.training import Batch
 
 seeds = st.integers(0, 2**16)
+ALL = torch.ones(5, 1, dtype=torch.bool)
 
 
 def batch(texts: int) -> Batch:
@@ -31,11 +33,13 @@ def test_divergence_is_that_of_the_distributions(seed: int) -> None:
     ours, theirs = logits(seed, outputs=3), logits(seed + 1, outputs=3)
     expected = kl_divergence(Categorical(logits=theirs), Categorical(logits=ours)).sum()
     task: Task = "TextClassification"
-    found = divergence(task, outcome(task, ours), outcome(task, theirs))
+    found = divergence(task, outcome(task, ours, ALL), outcome(task, theirs, ALL))
     torch.testing.assert_close(found, expected)
     ours, theirs = logits(seed, outputs=1), logits(seed + 1, outputs=1)
     expected = kl_divergence(Normal(theirs, 1.0), Normal(ours, 1.0)).sum()
-    found = divergence("Regression", outcome("Regression", ours), outcome("Regression", theirs))
+    found = divergence(
+        "Regression", outcome("Regression", ours, ALL), outcome("Regression", theirs, ALL)
+    )
     torch.testing.assert_close(found, expected)
 
 
@@ -64,3 +68,23 @@ def test_fisher_of_a_regression_is_what_labels_around_the_number_give(seed: int)
         squares += torch.autograd.grad(summed, found)[0].square() / 2
     (gradient,) = torch.autograd.grad(fisher_loss("Regression", found, batch(5), [None] * 5), found)
     torch.testing.assert_close(gradient.square(), squares)
+
+
+@given(seeds)
+def test_of_tokens_all_but_padding_counts(seed: int) -> None:
+    """Divergence and loss are the sums over real tokens, whatever stands beside them."""
+    generator = torch.Generator().manual_seed(seed)
+    ours, theirs = (torch.randn(2, 4, 3, generator=generator) for _ in range(2))
+    mask = torch.tensor([[1, 1, 1, 1], [1, 1, 0, 0]])
+    some = Batch(indices=[0, 1], inputs={"attention_mask": mask})
+    real = [(0, 0), (0, 1), (0, 2), (0, 3), (1, 0), (1, 1)]
+    expected = sum(
+        kl_divergence(Categorical(logits=theirs[place]), Categorical(logits=ours[place]))
+        for place in real
+    )
+    task: Task = "TokenClassification"
+    found = divergence(task, outcome(task, ours, some.tokens), outcome(task, theirs, some.tokens))
+    torch.testing.assert_close(found, expected)
+    likelihoods = [-float(ours[place].log_softmax(0).max()) for place in real]
+    assert float(fisher_loss(task, ours, some, [None, None])) == pytest.approx(sum(likelihoods))
+    assert float(loss(task, ours, some, [None, None])) == pytest.approx(sum(likelihoods) / 2)

@@ -197,3 +197,16 @@ def test_another_content_than_asked_for_is_refused(tmp_path: Path) -> None:
     jsonl(tmp_path / "a.jsonl", [*ROWS[1:]])
     with pytest.raises(DigestMismatch, match=f"has the digest sha256:.* but {digest} is asked for"):
         read(source(uri, digest=digest))
+
+
+def test_words_and_their_labels_may_be_lists(tmp_path: Path) -> None:
+    """A list of words is the text with spaces between; a list of labels stays one."""
+    path = tmp_path / "x.jsonl"
+    path.write_text('{"text": ["New", "York"], "label": ["B-LOC", 2]}\n')
+    [example] = read(DataSource(uri=f"file://{path}", label_field="label")).examples
+    assert (example.text, example.label) == ("New York", ("B-LOC", 2))
+    path.write_text('{"text": ["New York", "is"], "label": null}\n')
+    with pytest.raises(
+        DataInvalid, match=r"'text' in line 1 .* not one of words without white space"
+    ):
+        read(DataSource(uri=f"file://{path}"))

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import pytest
 
 from kompakt.jobs.data.examples import Dataset, Example
-from kompakt.jobs.data.targets import Targets, known_labels
+from kompakt.jobs.data.targets import Target, Targets, known_labels
 from kompakt.jobs.errors import DataInvalid, LabelUnknown
 
 LABELS = ("negative", "neutral", "positive")
@@ -21,7 +21,7 @@ def dataset(*labels: str | float | None) -> Dataset:
     return Dataset(uri="file:///data.jsonl", digest="sha256:" + "0" * 64, examples=examples)
 
 
-def resolve(data: Dataset, labels: Sequence[str] = LABELS) -> list[float]:
+def resolve(data: Dataset, labels: Sequence[str] = LABELS) -> list[Target]:
     """Of a classifier with these labels."""
     return Targets("TextClassification", labels).resolve(data)
 
@@ -80,3 +80,44 @@ def test_what_is_no_number_is_named(label: str | float) -> None:
     """With its line, before anything is computed with it."""
     with pytest.raises(DataInvalid, match=r"line 2 of file:///data\.jsonl is no finite number"):
         Targets("Regression", ["score"]).resolve(dataset(0.0, label))
+
+
+TAGS = Targets("TokenClassification", ["O", "B-PER", "I-PER"])
+
+
+def tagged(text: str, label: str | float | tuple[str | float, ...] | None) -> Dataset:
+    """One example."""
+    example = Example(text=text, label=label, line=7)
+    return Dataset(uri="file:///x.jsonl", digest="sha256:" + "0" * 64, examples=(example,))
+
+
+@pytest.mark.parametrize(
+    ("label", "expected"),
+    [
+        (("O", "B-PER", "I-PER"), (0, 1, 2)),
+        ((0, "1", "O"), (0, 1, 0)),
+        ("O B-PER  O", (0, 1, 0)),
+        (None, None),
+    ],
+)
+def test_targets_of_words_are_indices(
+    label: str | tuple[str | float, ...] | None, expected: tuple[int, ...] | None
+) -> None:
+    """From a list, or from a text with spaces between, as in CSV."""
+    assert TAGS.known(tagged("hello Ada  Lovelace", label)) == [expected]
+
+
+@pytest.mark.parametrize(
+    ("label", "error", "message"),
+    [
+        (("O", "O"), DataInvalid, r"line 7 of .* has 2 labels for 3 words; give one for each"),
+        ("O", DataInvalid, r"has 1 labels for 3 words"),
+        (("O", "O", "B-LOC"), LabelUnknown, r"'B-LOC' in line 7 .* \(O, B-PER, I-PER\)"),
+    ],
+)
+def test_wrong_targets_of_words_are_named(
+    label: str | tuple[str | float, ...], error: type[Exception], message: str
+) -> None:
+    """With the line."""
+    with pytest.raises(error, match=message):
+        TAGS.known(tagged("hello Ada Lovelace", label))

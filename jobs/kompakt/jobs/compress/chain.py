@@ -34,6 +34,7 @@ from kompakt.jobs.compress.sources import Texts, choose, gather
 from kompakt.jobs.compress.steps import check_task, graph_step, name_of, split, torch_step
 from kompakt.jobs.data.examples import Dataset
 from kompakt.jobs.data.targets import Targets
+from kompakt.jobs.data.words import count_words
 from kompakt.jobs.errors import Failed, JobError
 from kompakt.jobs.evaluate.classifier import Classifier
 from kompakt.jobs.evaluate.predictions import logits_of
@@ -108,7 +109,7 @@ def compress(task: CompressTask, place: Workplace) -> CompressResult:
             recipe=task.recipe,
             steps_digest=_steps_digest(task, texts),
         )
-        _check_answers(artifact, labels=len(manifest.labels), threads=place.threads)
+        _check_answers(artifact, manifest, threads=place.threads)
         digest = place.store.put_artifact(artifact, made)
     return CompressResult(
         artifact_digest=digest,
@@ -306,10 +307,16 @@ def _steps_digest(task: CompressTask, texts: Texts) -> Digest:
     )
 
 
-def _check_answers(folder: Path, *, labels: int, threads: int) -> None:
+def _check_answers(folder: Path, manifest: ArtifactManifest, *, threads: int) -> None:
     """Opens the artifact as a server does: whatever it answers must at least be numbers."""
     logits = Classifier(folder, threads=threads).answer_all(SMOKE_TEXTS)
-    if logits.shape != (len(SMOKE_TEXTS), labels) or not np.isfinite(logits).all():
+    if manifest.task == "TokenClassification":
+        rows = sum(map(count_words, SMOKE_TEXTS))
+        # Minus infinity stands for words that the model does not read.
+        answered = logits[~np.isneginf(logits).all(axis=1)]
+    else:
+        rows, answered = len(SMOKE_TEXTS), logits
+    if logits.shape != (rows, len(manifest.labels)) or not np.isfinite(answered).all():
         raise Failed(
             f"the compressed model answers {logits.shape} logits that are not all numbers; lower"
             " the compression"

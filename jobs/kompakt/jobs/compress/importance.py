@@ -114,12 +114,12 @@ def layers_to_drop(encoder: Encoder, batches: Sequence[Batch], count: int) -> li
         return dropped
     with torch.inference_mode():
         task = encoder.config.task
-        whole = [outcome(task, encoder(**batch.inputs)) for batch in batches]
+        whole = [outcome(task, encoder(**batch.inputs), batch.tokens) for batch in batches]
         while len(dropped) < count:
             lost = torch.zeros(len(kept), dtype=torch.float64)
             for batch, expected in zip(batches, whole, strict=True):
                 for place, logits in enumerate(_without_each(encoder, kept, batch)):
-                    lost[place] += divergence(task, outcome(task, logits), expected)
+                    lost[place] += divergence(task, outcome(task, logits, batch.tokens), expected)
             place = int(lost.argmin())
             texts = sum(len(batch.indices) for batch in batches)
             dropped.append(LayerDrop(kept.pop(place), float(lost[place]) / texts))

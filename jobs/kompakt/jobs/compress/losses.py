@@ -1,13 +1,15 @@
 # SPDX-License-Identifier: Apache-2.0
 """How far answers are from others and from what is right, by task.
 
-A Regression is taken for the mean of a Gaussian of unit variance, as its squared loss does. So all
-that is said of log-likelihoods holds for both tasks, on the scale of nats.
+A token classifier's distributions are independent, so that a text's log-likelihood is the sum over
+its tokens. A Regression is taken for the mean of a Gaussian of unit variance, as its squared loss
+does. So all that is said of log-likelihoods holds for every task, on the scale of nats.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 from torch import nn
@@ -15,12 +17,19 @@ from torch import nn
 from kompakt.api.base import Task
 from kompakt.jobs.compress.training import Batch
 
-Labels = Sequence[float | None]
+Labels = Sequence[Any]
 
 
-def outcome(task: Task, logits: torch.Tensor) -> torch.Tensor:
-    """What `divergence` compares: logarithms of probabilities, or the numbers themselves."""
-    return logits if task == "Regression" else torch.log_softmax(logits, dim=1)
+def outcome(task: Task, logits: torch.Tensor, tokens: torch.Tensor) -> torch.Tensor:
+    """What `divergence` compares: logarithms of probabilities, or the numbers themselves.
+
+    `tokens` says which are not padding, [batch, tokens]; those that are have zeros, in which no two
+    outcomes differ.
+    """
+    if task == "Regression":
+        return logits
+    found = torch.log_softmax(logits, dim=-1)
+    return found * tokens[..., None] if task == "TokenClassification" else found
 
 
 def divergence(task: Task, found: torch.Tensor, expected: torch.Tensor) -> torch.Tensor:
@@ -34,6 +43,8 @@ def loss(task: Task, logits: torch.Tensor, batch: Batch, labels: Labels) -> torc
     """Negative log-likelihood of what the model should have answered, mean over the texts: the
     label, or where a text has none its own answer.
     """
+    if task == "TokenClassification":
+        return _of_tokens(logits, batch) / len(batch.indices)
     if task == "Regression":
         target = logits.detach().clone()
         for row, index in enumerate(batch.indices):
@@ -53,7 +64,15 @@ def fisher_loss(task: Task, logits: torch.Tensor, batch: Batch, labels: Labels) 
     """
     if task == "Regression":
         return logits.sum()
+    if task == "TokenClassification":
+        return _of_tokens(logits, batch)
     return nn.functional.cross_entropy(logits, answers(logits, batch, labels), reduction="sum")
+
+
+def _of_tokens(logits: torch.Tensor, batch: Batch) -> torch.Tensor:
+    """Of the model's own answer to each token: labels are of words, and would leave out most."""
+    found = logits[batch.tokens]
+    return nn.functional.cross_entropy(found, found.detach().argmax(dim=1), reduction="sum")
 
 
 def answers(logits: torch.Tensor, batch: Batch, labels: Labels) -> torch.Tensor:

@@ -68,7 +68,7 @@ def sensitivity(
     progress = Progress("sensitivity", 2 * len(layers), unit="halves")
     with torch.inference_mode():
         task = encoder.config.task
-        expected = [outcome(task, encoder(**batch.inputs)) for batch in check_on]
+        expected = [outcome(task, encoder(**b.inputs), b.tokens) for b in check_on]
         fitted, checked = list(states_of(encoder, fit_on)), list(states_of(encoder, check_on))
         for number, layer in enumerate(layers):
             for half, own, curves, rest in (
@@ -94,12 +94,12 @@ class _Place:
     rest: Callable[[torch.Tensor], torch.Tensor]
     """What of the layer follows on the half."""
 
-    def answers(self, x: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
+    def answers(self, x: torch.Tensor, state: State) -> torch.Tensor:
         """The model's outcome, from what the half gives."""
         x = self.rest(x)
         for later in self.encoder.encoder_layers()[self.number + 1 :]:
-            x = later(x, mask)
-        return outcome(self.encoder.config.task, self.encoder.classify(x))
+            x = later(x, state.mask)
+        return outcome(self.encoder.config.task, self.encoder.classify(x), state.tokens)
 
 
 def _curve(
@@ -124,7 +124,7 @@ def _curve(
         total = 0.0
         for state, values, aim in zip(checked, inputs, expected, strict=False):
             x = half.norm(values[..., rows] @ weight.T + bias + state.x)
-            found = place.answers(x, state.mask)
+            found = place.answers(x, state)
             total += float(divergence(place.encoder.config.task, found, aim))
         # More units that do more damage are noise.
         points[count] = max(total / sum(len(aim) for aim in expected), *points.values())

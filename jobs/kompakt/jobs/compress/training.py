@@ -34,8 +34,8 @@ class TrainingData:
 
     dataset: Dataset
     labels: Sequence[Any]
-    """Of each text, the index among the model's labels, or of a Regression the number; None where
-    it is unlabelled."""
+    """Of each text, the index among the model's labels, or of a Regression the number, or the
+    indices of its words; None where it is unlabelled."""
     tokenizer: Tokenizer
     input_names: Sequence[str]
     pad_id: int
@@ -127,3 +127,8 @@ class Batch:
     indices: list[int]
     """Which examples they are."""
     inputs: dict[str, torch.Tensor]
+
+    @property
+    def tokens(self) -> torch.Tensor:
+        """Which are not padding, [texts, tokens]."""
+        return self.inputs["attention_mask"].bool()

@@ -16,15 +16,18 @@ from dataclasses import dataclass, field
 
 from kompakt.api.base import Digest
 
+Label = str | float | tuple[str | float, ...]
+"""As written in the file: a label's name or its index, or a number, or one of these for each
+word."""
+
 
 @dataclass(frozen=True)
 class Example:
     """One text."""
 
     text: str
-    label: str | float | None = None
-    """As written in the file: a label's name or its index, or a number; None where there is
-    none."""
+    label: Label | None = None
+    """None where there is none."""
     slices: dict[str, str] = field(default_factory=dict)
     weight: float = 1.0
     """How much oftener than others it is drawn."""

@@ -23,7 +23,7 @@ from typing_extensions import Buffer, override
 
 from kompakt.api.base import Digest
 from kompakt.api.source import DataSource
-from kompakt.jobs.data.examples import Dataset, Example, draw_key
+from kompakt.jobs.data.examples import Dataset, Example, Label, draw_key
 from kompakt.jobs.errors import DataInvalid, DigestMismatch, JobError, SourceUnreadable
 from kompakt.jobs.location import CREDENTIALS_HINT, describe, resolve
 
@@ -86,7 +86,7 @@ def _examples(source: DataSource, raw: io.RawIOBase) -> Iterator[Example]:
     from_csv = name.endswith(".csv")
     rows = _csv_rows(source, text) if from_csv else _json_rows(source, text)
     for line, row in rows:
-        label: str | float | None = None
+        label: Label | None = None
         if source.label_field is not None:
             value = _value(source, row, "labelField", source.label_field, line)
             label = _label(value, from_csv=from_csv)
@@ -149,6 +149,13 @@ def _value(source: DataSource, row: dict[str, Any], setting: str, name: str, lin
 
 
 def _text(source: DataSource, value: Any, line: int) -> str:
+    if isinstance(value, list):
+        if value and all(map(_is_word, value)):
+            return " ".join(value)
+        raise DataInvalid(
+            f"field {source.text_field!r} in line {line} of {source.uri} is a list, but not one of"
+            " words without white space; correct the data, or write one text"
+        )
     if not isinstance(value, str):
         raise DataInvalid(
             f"field {source.text_field!r} in line {line} of {source.uri} is not a text but"
@@ -158,15 +165,22 @@ def _text(source: DataSource, value: Any, line: int) -> str:
     return value
 
 
-def _label(value: Any, *, from_csv: bool) -> str | float | None:
+def _label(value: Any, *, from_csv: bool) -> Label | None:
     if value is None or value == "":
         return None  # unlabelled; whoever needs a label says so
+    if isinstance(value, list):
+        words = [_label(item, from_csv=False) for item in value]
+        return tuple("null" if w is None or isinstance(w, tuple) else w for w in words)
     if isinstance(value, bool) or not isinstance(value, str | int | float):
         return _kind(value)  # no label is called so: the error about unknown labels names it
     if isinstance(value, int | float):
         return value
     # CSV knows no numbers; whoever reads the label next should be told that it is an index.
     return int(value) if from_csv and value.strip().isdecimal() else value.strip()
+
+
+def _is_word(value: Any) -> bool:
+    return isinstance(value, str) and len(value.split()) == 1 and value == value.strip()
 
 
 def _slice(value: Any) -> str:

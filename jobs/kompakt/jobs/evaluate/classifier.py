@@ -22,6 +22,7 @@ from kompakt.api.artifact import (
     ArtifactManifest,
     padded_lengths,
 )
+from kompakt.jobs.data.words import first_tokens
 from kompakt.jobs.models.session import Logits, open_model
 from kompakt.jobs.models.text import length_batches, open_tokenizer, pad
 from kompakt.jobs.progress import Progress
@@ -50,6 +51,7 @@ class Classifier:
             folder / MODEL_NAME, QUANTIZES_AT_RUN_TIME
         )
         self._batch = 1 if one_by_one else BATCH
+        self._each_token = manifest.task == "TokenClassification"
         self._temperature = np.float32((manifest.temperature_micros or 1_000_000) / 1e6)
 
     def warm_up(self) -> None:
@@ -63,12 +65,15 @@ class Classifier:
 
     def answer(self, text: str) -> Logits:
         """The logits of one text, as its scores are made of them; tokenization included."""
-        logits: Logits = self._run([self._tokenizer.encode(text)])[0]
-        return logits
+        encoding = self._tokenizer.encode(text)
+        logits: Logits = self._run([encoding])[0]
+        return _of_words(encoding, text, logits) if self._each_token else logits
 
     def answer_all(self, texts: Sequence[str], *, progress: Progress | None = None) -> Logits:
-        """The logits of many texts, [texts, labels]."""
-        parts = []
+        """The logits of many texts, [texts, labels]; of a TokenClassification those of all their
+        words, [words, labels], with minus infinity where a word has no token.
+        """
+        parts: list[Logits] = []
         for start in range(0, len(texts), TOKENIZE_AT_ONCE):
             part = list(texts[start : start + TOKENIZE_AT_ONCE])
             encodings = self._tokenizer.encode_batch(part)
@@ -78,14 +83,27 @@ class Classifier:
                 answers.update(zip(members, logits, strict=True))
                 if progress is not None:
                     progress.advance(len(members))
-            parts += [answers[index] for index in range(len(part))]
-        return np.stack(parts)
+            if self._each_token:
+                parts += [_of_words(encodings[i], part[i], answers[i]) for i in range(len(part))]
+            else:
+                parts += [answers[index][None] for index in range(len(part))]
+        return np.concatenate(parts)
 
     def _run(self, encodings: Sequence[Encoding]) -> Logits:
         # What fills a batch up is masked, so any id will do.
         feed = pad(encodings, pad_id=0, input_names=self._session.input_names)
         logits: Logits = self._session.run(feed) / self._temperature
         return logits
+
+
+def _of_words(encoding: Encoding, text: str, logits: Logits) -> Logits:
+    """From [tokens, labels] to [words, labels]."""
+    places = first_tokens(encoding, text)
+    rows = np.full((len(places), logits.shape[1]), -np.inf, dtype=np.float32)
+    for row, place in enumerate(places):
+        if place is not None:
+            rows[row] = logits[place]
+    return rows
 
 
 def _mentions(path: Path, name: bytes) -> bool:

@@ -17,8 +17,10 @@ from numpy.typing import NDArray
 from kompakt.api.base import Task
 from kompakt.api.measure import Evaluation, PairedCounts, SliceCounts
 from kompakt.jobs.data.examples import Dataset, in_selection
+from kompakt.jobs.data.targets import Target
 from kompakt.jobs.evaluate.classifier import Logits
 from kompakt.jobs.evaluate.numbers import number_figures
+from kompakt.jobs.evaluate.tags import compare
 
 BINS = 15
 MAX_SLICES = 32
@@ -29,24 +31,27 @@ Indices = NDArray[np.int64]
 
 def evaluate(
     dataset: Dataset,
-    targets: Sequence[float],
+    targets: Sequence[Target],
     *,
     baseline: Logits,
     candidate: Logits,
     selection_permille: int,
     task: Task = "TextClassification",
     tolerance: float = 0.0,
+    labels: Sequence[str] = (),
 ) -> Evaluation:
     """Counts on both splits, by slice on the confirmation split, and what the task has beside.
 
     Args:
         dataset: The examples.
-        targets: What is right for each: a label's index, or a number.
-        baseline: Its logits, [examples, labels]; of a Regression its numbers, [examples, 1].
+        targets: What is right for each: a label's index, or a number, or an index for each word.
+        baseline: Its logits, [examples, labels]; of a Regression its numbers, [examples, 1]; of a
+            TokenClassification those of all words, [words, labels].
         candidate: The same of the candidate.
         selection_permille: Share of the split that variants are chosen on.
         task: What the answers mean.
         tolerance: How far apart two numbers may be and count as the same.
+        labels: Names of the labels of words.
     """
     selected = np.fromiter(
         (in_selection(text, selection_permille) for text in dataset.texts), dtype=np.bool_
@@ -64,6 +69,14 @@ def evaluate(
             "baseline_numbers": number_figures(theirs, numbers),
             "candidate_numbers": number_figures(ours, numbers),
         }
+    elif task == "TokenClassification":
+        tags = compare(targets, labels, baseline=baseline, candidate=candidate)
+        answers = _Answers(
+            baseline_right=tags.baseline_right,
+            candidate_right=tags.candidate_right,
+            disagree=tags.disagree,
+        )
+        beside = {"baseline_tags": tags.baseline, "candidate_tags": tags.candidate}
     else:
         truth = np.asarray(targets, dtype=np.int64)
         before, after = baseline.argmax(axis=1), candidate.argmax(axis=1)

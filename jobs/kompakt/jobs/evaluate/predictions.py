@@ -17,6 +17,7 @@ import numpy as np
 from kompakt.api.base import Digest, Runtime
 from kompakt.jobs import machine
 from kompakt.jobs.data.examples import texts_digest
+from kompakt.jobs.data.words import count_words
 from kompakt.jobs.errors import JobError
 from kompakt.jobs.evaluate.classifier import Classifier, Logits
 from kompakt.jobs.models.session import runtime_version
@@ -27,9 +28,13 @@ from kompakt.jobs.store import Store
 def logits_of(
     artifact: Digest, texts: Sequence[str], *, folder: Path, store: Store, threads: int, name: str
 ) -> Logits:
-    """The logits of each text, [texts, labels]; `folder` is where the artifact is or will be."""
-    key = prediction_key(artifact, texts, store.manifest(artifact).runtime)
-    cached = _cached(store, key, count=len(texts))
+    """The logits of each text, or of each word, as `Classifier.answer_all` gives them; `folder` is
+    where the artifact is or will be.
+    """
+    manifest = store.manifest(artifact)
+    key = prediction_key(artifact, texts, manifest.runtime)
+    by_word = manifest.task == "TokenClassification"
+    cached = _cached(store, key, count=sum(map(count_words, texts)) if by_word else len(texts))
     if cached is not None:
         say(f"{name}: {len(texts):,} answers were in the store")
         return cached

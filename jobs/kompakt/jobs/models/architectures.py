@@ -2,15 +2,16 @@
 """The encoder architectures that Kompakt understands, as tables of names. No torch here.
 
 BERT, RoBERTa, DistilBERT and ELECTRA compute the same: embeddings, layers of attention and a
-feed-forward network with the norm after each, and a head of two matrices on the first token. They
-differ in what their weights are called and in a few settings. One `Encoder` serves them all; an
-architecture is added by a table here and its row in the test against transformers.
+feed-forward network with the norm after each, and a head: two matrices on the first token, or one
+on every token. They differ in what their weights are called and in a few settings. One `Encoder`
+serves them all; an architecture is added by a table here and its row in the test against
+transformers.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from types import MappingProxyType
 
 FFN_SIZES_KEY = "kompakt_ffn_sizes"
@@ -34,7 +35,7 @@ class Architecture:
 
     model_type: str
     class_name: str
-    """The one head that is supported."""
+    """Of the model with its head."""
     modules: MappingProxyType[str, str]
     """From the encoder's names to the checkpoint's; `{}` is the number of the layer."""
     head_activation: str
@@ -48,6 +49,18 @@ class Architecture:
     """Whether the graph takes them."""
     first_position: int = 0
     """RoBERTa counts positions from behind its padding index."""
+    each_token: bool = False
+    """Whether the head is one matrix on every token, rather than two on the first."""
+
+    def for_tokens(self) -> Architecture:
+        """The same encoder as a token classifier."""
+        modules = {ours: theirs for ours, theirs in self.modules.items() if ours != "head"}
+        return replace(
+            self,
+            class_name=self.class_name.replace("Sequence", "Token"),
+            modules=MappingProxyType(modules | {"out": "classifier"}),
+            each_token=True,
+        )
 
     @property
     def input_names(self) -> tuple[str, ...]:
@@ -174,6 +187,8 @@ ELECTRA = Architecture(
 )
 
 ARCHITECTURES = {a.model_type: a for a in (BERT, ROBERTA, DISTILBERT, ELECTRA)}
+CLASSES = {a.class_name: a for one in ARCHITECTURES.values() for a in (one, one.for_tokens())}
+"""By what config.json calls the model with its head."""
 ACTIVATIONS = ("gelu", "gelu_new", "gelu_pytorch_tanh", "relu", "silu", "tanh")
 """Names in config.json that the encoder knows."""
 UNUSED_WEIGHTS = (

@@ -18,6 +18,7 @@ from kompakt.jobs.errors import ModelUnsupported, SourceUnreadable, UnsafeFormat
 from kompakt.jobs.models.architectures import (
     ACTIVATIONS,
     ARCHITECTURES,
+    CLASSES,
     FACTORS,
     HEAD_WIDTH_KEY,
     UNUSED_WEIGHTS,
@@ -143,7 +144,7 @@ def inspect(folder: Path, *, origin: str) -> Checkpoint:
         folder=folder,
         architecture=architecture,
         config=config,
-        task=task_of(config, labels, origin=origin),
+        task=task_of(architecture, config, labels, origin=origin),
         labels=labels,
         shapes=shapes,
         names=architecture.ours(shapes),
@@ -185,24 +186,25 @@ def read_config(folder: Path, *, origin: str) -> dict[str, Any]:
 
 def _architecture(config: dict[str, Any], *, origin: str) -> Architecture:
     model_type = config.get("model_type")
-    supported = ", ".join(a.class_name for a in ARCHITECTURES.values())
+    supported = ", ".join(CLASSES)
     if "auto_map" in config:
         raise ModelUnsupported(
             f"{origin} brings its own code (auto_map in config.json), which is never run; supported"
             f" are {supported}"
         )
-    architecture = ARCHITECTURES.get(str(model_type))
-    if architecture is None:
+    family = ARCHITECTURES.get(str(model_type))
+    if family is None:
         raise ModelUnsupported(
             f"{origin} is of the type {model_type!r}, which is not supported; supported are"
             f" {supported}"
         )
-    named = config.get("architectures") or [architecture.class_name]
-    if architecture.class_name not in named:
-        raise ModelUnsupported(
-            f"{origin} is a {named[0]}, not a text classifier; supported are {supported}"
-        )
-    return architecture
+    named = config.get("architectures") or [family.class_name]
+    for architecture in (family, family.for_tokens()):
+        if architecture.class_name in named:
+            return architecture
+    raise ModelUnsupported(
+        f"{origin} is a {named[0]}, not a text classifier; supported are {supported}"
+    )
 
 
 def _head_width(
@@ -210,7 +212,7 @@ def _head_width(
 ) -> int:
     """As written by us, or the hidden size over the heads; 0 when that is no whole number."""
     width, heads = config.get(HEAD_WIDTH_KEY), config.get(architecture.heads_key)
-    hidden = shapes.get(architecture.theirs("head.weight"), (0, 0))[1]
+    hidden = shapes.get(architecture.theirs("out.weight"), (0, 0))[1]
     if width is None and isinstance(heads, int) and heads > 0 and hidden % heads == 0:
         width = hidden // heads
     return max(0, width) if isinstance(width, int) else 0
@@ -269,8 +271,10 @@ def _check_weights(checkpoint: Checkpoint, *, origin: str) -> None:
     """Every weight is there, and none that would change the answers without our knowing."""
     architecture, found = checkpoint.architecture, set(checkpoint.names.values())
     # transformers would fill a missing head with random numbers, and the model would answer noise.
-    if "out.weight" not in found or "head.weight" not in found:
-        missing = architecture.theirs("out.weight" if "head.weight" in found else "head.weight")
+    head = ["out.weight"] if architecture.each_token else ["head.weight", "out.weight"]
+    absent = [name for name in head if name not in found]
+    if absent:
+        missing = architecture.theirs(absent[0])
         raise ModelUnsupported(
             f"{origin} has no classification head ({missing} is missing in its weights): it is a"
             " base model; fine-tune it for classification first"
@@ -287,10 +291,12 @@ def _check_weights(checkpoint: Checkpoint, *, origin: str) -> None:
             f"{origin} lacks {len(missing_weights)} weights, first of them"
             f" {architecture.theirs(missing_weights[0])}; save it again with save_pretrained"
         )
+    # Older token classifiers were saved with the pooler of pretraining, which they do not use.
+    unused = (*UNUSED_WEIGHTS, ".pooler.") if architecture.each_token else UNUSED_WEIGHTS
     unknown = [
         name
         for name in checkpoint.shapes
-        if name not in checkpoint.names and not any(part in name for part in UNUSED_WEIGHTS)
+        if name not in checkpoint.names and not any(part in name for part in unused)
     ]
     if unknown:
         raise ModelUnsupported(
@@ -329,7 +335,7 @@ def _expected(checkpoint: Checkpoint) -> set[str]:
 def _check_settings(checkpoint: Checkpoint, *, origin: str) -> None:
     """Settings that the encoder does not know would change the answers."""
     config, architecture = checkpoint.config, checkpoint.architecture
-    hidden = checkpoint.shapes[architecture.theirs("head.weight")][1]
+    hidden = checkpoint.shapes[architecture.theirs("out.weight")][1]
     if checkpoint.head_width < 1:
         key = HEAD_WIDTH_KEY if HEAD_WIDTH_KEY in config else architecture.heads_key
         wrong = (

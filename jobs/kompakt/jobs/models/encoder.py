@@ -52,6 +52,11 @@ class EncoderConfig:
     task: Task = "TextClassification"
     """What the outputs of the head mean."""
 
+    @property
+    def each_token(self) -> bool:
+        """Whether the head answers for every token, rather than for the text."""
+        return self.task == "TokenClassification"
+
 
 class Factored(nn.Module):
     """A matrix as the product of two thin ones; the second has the bias."""
@@ -184,7 +189,9 @@ class Encoder(nn.Module):
         self.layers = nn.ModuleList(
             Layer(config, heads=heads, ffn_size=ffn_size) for heads, ffn_size in sizes
         )
-        self.head = nn.Linear(config.hidden, config.hidden)
+        self.head: nn.Module = (
+            nn.Identity() if config.each_token else nn.Linear(config.hidden, config.hidden)
+        )
         self.out = nn.Linear(config.hidden, config.labels)
         self.head_activation = _ACTIVATIONS[config.head_activation]
 
@@ -227,7 +234,9 @@ class Encoder(nn.Module):
         self.config = replace(self.config, vocabulary=len(rows))
 
     def classify(self, x: torch.Tensor) -> torch.Tensor:
-        """The logits, from what the last layer gives."""
+        """The logits, from what the last layer gives: [batch, labels], or for each token."""
+        if self.config.each_token:
+            return self.out(x)  # type: ignore[no-any-return]
         logits: torch.Tensor = self.out(self.head_activation(self.head(x[:, 0])))
         return logits
 

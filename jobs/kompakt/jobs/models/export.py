@@ -41,7 +41,9 @@ def export(encoder: Encoder, path: Path, *, input_names: Sequence[str]) -> None:
         else torch.ones(TRACE_SHAPE, dtype=torch.int64)
         for name in names
     )
-    axes = {name: {0: "batch", 1: "tokens"} for name in names} | {"logits": {0: "batch"}}
+    axes = {name: {0: "batch", 1: "tokens"} for name in names} | {
+        "logits": {0: "batch", 1: "tokens"} if encoder.config.each_token else {0: "batch"}
+    }
     trace(encoder, inputs, path, input_names=names, output_names=["logits"], dynamic_axes=axes)
 
 

@@ -30,7 +30,7 @@ def load(checkpoint: Checkpoint) -> Encoder:
             positions=shapes["position.weight"][0],
             token_types=shapes.get("token_type.weight", (0,))[0],
             embedding=shapes["word.weight"][1],
-            hidden=shapes["head.weight"][1],
+            hidden=shapes["out.weight"][1],
             head_width=checkpoint.head_width,
             head_counts=checkpoint.head_counts,
             ffn_sizes=checkpoint.ffn_sizes,
@@ -73,7 +73,7 @@ def save(
     config = dict(like.config)
     if len(layers) != like.layer_count:
         config[like.architecture.layers_key] = len(layers)
-    if all(count * like.head_width == encoder.head.in_features for count in heads):
+    if all(count * like.head_width == encoder.config.hidden for count in heads):
         config[like.architecture.heads_key] = heads[0]
         config.pop(HEADS_KEY, None)
         config.pop(HEAD_WIDTH_KEY, None)

@@ -32,7 +32,7 @@ class Session(Protocol):
     """What a batch must have, in the graph's order."""
 
     def run(self, batch: Mapping[str, Ids]) -> Logits:
-        """The logits, [batch, labels], of inputs [batch, tokens]."""
+        """The logits, [batch, labels] or [batch, tokens, labels], of inputs [batch, tokens]."""
 
 
 class OnnxSession(Session):
@@ -66,7 +66,10 @@ class OpenVinoSession(Session):
         fill = ((0, 0), (0, padded_length(tokens, self._longest) - tokens))
         padded = {name: np.pad(array, fill) for name, array in batch.items()}
         found = self._request.infer(padded, share_inputs=True, share_outputs=True)
-        return np.array(found["logits"])  # a copy: the next call writes over the shared one
+        logits: Logits = found["logits"]
+        if logits.ndim == 3:  # noqa: PLR2004 for each token, of which some are padding
+            logits = logits[:, :tokens]
+        return np.array(logits)  # a copy: the next call writes over the shared one
 
 
 def open_model(folder: Path, manifest: ArtifactManifest, *, threads: int) -> Session:

@@ -13,15 +13,30 @@ from typing import Any
 from kompakt.api.base import Task
 from kompakt.api.source import ModelSource
 from kompakt.jobs.errors import ModelUnsupported, TaskInvalid
+from kompakt.jobs.models.architectures import Architecture
 
 _PROBLEM_TYPES: dict[Any, Task] = {
     "single_label_classification": "TextClassification",
     "regression": "Regression",
 }
+_HEADS: dict[Task, str] = {
+    "TextClassification": "several outputs",
+    "Regression": "one output",
+    "TokenClassification": "outputs for each token",
+}
 
 
-def task_of(config: dict[str, Any], labels: Sequence[str], *, origin: str) -> Task:
-    """The task of a sequence classifier with so many outputs."""
+def task_of(
+    architecture: Architecture, config: dict[str, Any], labels: Sequence[str], *, origin: str
+) -> Task:
+    """The task of a model with so many outputs."""
+    if architecture.each_token:
+        if len(labels) < 2:  # noqa: PLR2004 a choice needs two
+            raise ModelUnsupported(
+                f"{origin} is a {architecture.class_name} with one output; it needs two labels or"
+                " more, or one output for the whole text"
+            )
+        return "TokenClassification"
     by_outputs: Task = "Regression" if len(labels) == 1 else "TextClassification"
     named = config.get("problem_type")
     if named is not None and named not in _PROBLEM_TYPES:
@@ -39,10 +54,9 @@ def task_of(config: dict[str, Any], labels: Sequence[str], *, origin: str) -> Ta
 def check_task(source: ModelSource, found: Task) -> None:
     """Refuses a model that does another task than its policy says."""
     if source.task != found:
-        outputs = "one output" if found == "Regression" else "several outputs"
         raise ModelUnsupported(
-            f"model.task is {source.task}, but {source.uri} has {outputs}, which is {found}; set"
-            f" model.task to {found}"
+            f"model.task is {source.task}, but {source.uri} has {_HEADS[found]}, which is {found};"
+            f" set model.task to {found}"
         )
     if (source.tolerance_micros is not None) != (found == "Regression"):
         raise TaskInvalid(
