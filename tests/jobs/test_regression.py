@@ -79,7 +79,8 @@ def test_a_regression_goes_the_whole_way(
     """Imported, pruned by its numbers' gradients, quantized; measured by the tolerance."""
     assert imported.labels == ["stars"]
     prune = {"prune": {"ffnKeepPermille": 500, "headKeepPermille": 500}}
-    made = compress(compress_task(imported, tmp_path, prune, {"quantize": {}}), place())
+    distill = {"distill": {"examples": 160, "learningRateMicros": 50}}
+    made = compress(compress_task(imported, tmp_path, prune, distill, {"quantize": {}}), place())
     store = place().store
     manifest = store.manifest(made.artifact_digest)
     assert (manifest.task, manifest.labels) == ("Regression", ["stars"])

@@ -56,6 +56,7 @@ def test_a_token_classifier_goes_the_whole_way(tmp_path: Path) -> None:
     steps = [
         {"trimVocabulary": {"leastOccurrences": 60}},
         {"prune": {"ffnKeepPermille": 500, "headKeepPermille": 500}},
+        {"distill": {"examples": 160, "learningRateMicros": 50}},
         {"quantize": {"method": "OpenVinoInt8", "samples": 16}},
     ]
     made = compress(

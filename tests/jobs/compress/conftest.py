@@ -79,6 +79,7 @@ def make_bench(folder: Path, *, texts: int = 96, labelled: bool = True) -> Bench
         encoder=encoder,
         data=TrainingData(
             dataset=Dataset(uri="file:///x", digest="sha256:" + "0" * 64, examples=examples),
+            task=checkpoint.task,
             labels=[int(label) if labelled else None for label in rng.integers(0, 3, texts)],
             tokenizer=tokenizer,
             input_names=names,

@@ -7,6 +7,7 @@ from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from tests.jobs.compress.conftest import make_bench
@@ -16,6 +17,7 @@ from kompakt.api.recipe import Distill, TrimVocabulary
 from kompakt.jobs.compress import distill
 from kompakt.jobs.compress.distill import Distillation
 from kompakt.jobs.compress.trim import TrimTokens
+from kompakt.jobs.data.words import first_tokens
 from kompakt.jobs.errors import StepInvalid, TrainingDiverged
 from kompakt.jobs.evaluate.classifier import Logits
 
@@ -280,3 +282,52 @@ def test_steps_have_as_many_tokens_each(bench_of: Benches) -> None:
     for batch in batches:
         longest = max(len(data.encodings[index]) for index in batch.indices)
         assert longest <= batch.inputs["input_ids"].shape[1] <= 40
+
+
+@pytest.mark.parametrize(
+    "weights",
+    [{}, {"hidden_weight_permille": 1000}, {"label_weight_permille": 1000}],
+    ids=["answers", "hidden", "labels"],
+)
+def test_numbers_are_learned(tmp_path: Path, weights: dict[str, Any]) -> None:
+    """Those of the original, and labels where there are some."""
+    bench = pruned(make_bench(write_checkpoint(tmp_path / "model", labels=("stars",))))
+    texts = bench.data.dataset.texts
+    labels = [None if i % 5 == 0 else len(t.split()) / 4 - 2 for i, t in enumerate(texts)]
+    data = replace(bench.data, labels=labels)
+    parameters = Distill(examples=640, batch_size=16, learning_rate_micros=1000, **weights)
+    Distillation(parameters).apply(bench.encoder, data)
+    found = data.details["distill"]["heldOutLossesByName"]
+    # The labels are none of the teacher's, and pull away from its numbers.
+    for name in {"labels"} & set(found) or set(found):
+        assert min(found[name][1:]) < 0.85 * found[name][0], name
+
+
+@pytest.mark.parametrize("hidden", [0, 1000])
+def test_labels_of_words_are_learned(tmp_path: Path, hidden: int) -> None:
+    """By the first token of each word from the stored answers, by every token from inside."""
+    bench = pruned(make_bench(write_checkpoint(tmp_path / "model", each_token=True)))
+    data = bench.data
+
+    def teacher(texts: list[str]) -> Logits:
+        answers = [data.teacher([text])[0] for text in texts]
+        encodings = data.tokenizer.encode_batch(texts)
+        rows = [
+            answer[[place for place in first_tokens(encoding, text) if place is not None]]
+            for answer, encoding, text in zip(answers, encodings, texts, strict=True)
+        ]
+        return np.concatenate(rows)
+
+    parameters = Distill(
+        examples=640, batch_size=16, learning_rate_micros=1000, hidden_weight_permille=hidden
+    )
+    Distillation(parameters).apply(bench.encoder, replace(data, teacher=teacher))
+    for name, losses in data.details["distill"]["heldOutLossesByName"].items():
+        assert min(losses[1:]) < 0.85 * losses[0], name
+
+
+def test_labels_of_words_are_no_loss(tmp_path: Path) -> None:
+    """Said before any work."""
+    bench = make_bench(write_checkpoint(tmp_path / "model", each_token=True))
+    with pytest.raises(StepInvalid, match=r"labelWeightPermille is for models that answer once"):
+        Distillation(Distill(label_weight_permille=100)).apply(bench.encoder, bench.data)

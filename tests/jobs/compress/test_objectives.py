@@ -14,8 +14,11 @@ from kompakt.jobs.compress.objectives import (
     Hidden,
     Labels,
     Logits,
+    NumberLabels,
+    Numbers,
     Relations,
     Sample,
+    TokenLogits,
     relation_heads,
 )
 from kompakt.jobs.compress.states import Alignment, States
@@ -183,3 +186,35 @@ def test_labels_count_where_there_are_some() -> None:
 def test_relation_heads_divide_both(student: int, teacher: int, most: int, expected: int) -> None:
     """As many as fit, and no more than the teacher has attention heads."""
     assert relation_heads(student, teacher, most=most) == expected
+
+
+def test_answers_to_tokens_are_compared_where_both_have_them() -> None:
+    """Mean over the tokens of the alignment, whatever stands at the others."""
+    generator = torch.Generator().manual_seed(0)
+    student = States(logits=torch.randn(2, 5, 3, generator=generator))
+    teacher = States(logits=torch.randn(2, 3, 3, generator=generator))
+    teacher.logits[1, 2] = -math.inf  # a word that the teacher does not read
+    places = torch.tensor([[1, 2, 4], [1, 3, 0]])
+    mask = torch.tensor([[True, True, True], [True, True, False]])
+    sample = sample_of(teacher, Alignment(mask=mask, student=places))
+    pairs = [(0, 0, 1), (0, 1, 2), (0, 2, 4), (1, 0, 1), (1, 1, 3)]
+    p = [softmax(teacher.logits[t, w].numpy().astype(float) / 2) for t, w, _ in pairs]
+    q = [softmax(student.logits[t, s].numpy().astype(float) / 2) for t, _, s in pairs]
+    expected = 4 * np.mean([entropy(a, b) for a, b in zip(p, q, strict=True)])
+    assert float(TokenLogits(2.0).loss(student, sample)) == pytest.approx(expected, rel=1e-5)
+    nothing = 4 * np.mean([entropy(a, np.mean(p, axis=0)) for a in p])
+    assert TokenLogits(2.0).uninformed([sample]) == pytest.approx(nothing, rel=1e-5)
+    empty = sample_of(teacher, Alignment(mask=torch.zeros_like(mask), student=places))
+    assert float(TokenLogits(2.0).loss(student, empty)) == 0.0
+
+
+def test_numbers_are_compared_relative_to_their_variance() -> None:
+    """With the teacher's and with labels, of which some texts have none."""
+    student = States(logits=torch.tensor([[1.0], [2.5]]))
+    sample = sample_of(States(logits=torch.tensor([[0.0], [2.0]])))
+    assert float(Numbers([sample]).loss(student, sample)) == pytest.approx((1 + 0.25) / 2 / 1.0)
+    average = States(logits=torch.tensor([[1.0], [1.0]]))
+    assert float(Numbers([sample]).loss(average, sample)) == Numbers([sample]).uninformed([sample])
+    labels = NumberLabels([None, 2.0, 4.0])
+    assert float(labels.loss(student, sample)) == pytest.approx(0.25 / 2)
+    assert labels.uninformed([sample]) == 0.5

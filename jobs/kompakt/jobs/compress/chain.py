@@ -164,6 +164,7 @@ class _Chain:
         )
         self.data = training.TrainingData(
             dataset=dataset,
+            task=manifest.task,
             labels=Targets(manifest.task, manifest.labels).known(dataset),
             tokenizer=tokenizer,
             input_names=self._origin.architecture.input_names,

@@ -13,6 +13,7 @@ from dataclasses import dataclass, replace
 from typing import Protocol
 
 import torch
+from torch.nn.utils.rnn import pad_sequence
 from typing_extensions import override
 
 from kompakt.api.recipe import Distill
@@ -20,14 +21,18 @@ from kompakt.jobs.compress.objectives import (
     Hidden,
     Labels,
     Logits,
+    NumberLabels,
+    Numbers,
     Objective,
     Relations,
     Sample,
+    TokenLogits,
     layer_distance,
     relation_heads,
 )
 from kompakt.jobs.compress.states import Alignment, States, Wanted, match_layers
 from kompakt.jobs.compress.training import Batch, TrainingData
+from kompakt.jobs.data.words import count_words, first_tokens
 from kompakt.jobs.errors import StepInvalid
 from kompakt.jobs.models.encoder import Encoder
 
@@ -43,13 +48,33 @@ class Answers(Teacher):
     """The baseline's logits, computed before."""
 
     def __init__(self, data: TrainingData, indices: Sequence[int]) -> None:
-        logits = torch.from_numpy(data.teacher([data.dataset.texts[i] for i in indices]))
-        self._logits = dict(zip(indices, logits, strict=True))
+        self._data = data
+        texts = [data.dataset.texts[index] for index in indices]
+        logits = torch.from_numpy(data.teacher(texts))
+        sizes = map(count_words, texts) if data.task == "TokenClassification" else [1] * len(texts)
+        self._logits = dict(zip(indices, logits.split(list(sizes)), strict=True))
 
     @override
     def sample(self, batch: Batch) -> Sample:
-        logits = torch.stack([self._logits[index] for index in batch.indices])
+        if self._data.task == "TokenClassification":
+            return self._of_words(batch)
+        logits = torch.cat([self._logits[index] for index in batch.indices])
         alignment = Alignment.same(batch.inputs["attention_mask"])
+        return Sample(batch.indices, States(logits=logits), alignment)
+
+    def _of_words(self, batch: Batch) -> Sample:
+        """The answer to a word belongs to its first token, whatever tokenizer cut it."""
+        data = self._data
+        logits = pad_sequence([self._logits[index] for index in batch.indices], batch_first=True)
+        places = torch.zeros(logits.shape[:2], dtype=torch.int64)
+        mask = torch.zeros(logits.shape[:2], dtype=torch.bool)
+        for row, index in enumerate(batch.indices):
+            found = first_tokens(data.encodings[index], data.dataset.texts[index])
+            for word, place in enumerate(found):
+                # Of a word behind the end of what the teacher reads, there is no answer.
+                if place is not None and bool(logits[row, word].isfinite().all()):
+                    places[row, word], mask[row, word] = place, True
+        alignment = Alignment(mask=mask, student=places)
         return Sample(batch.indices, States(logits=logits), alignment)
 
 
@@ -153,11 +178,13 @@ def prepare(
             "distill.labelWeightPermille needs labelled texts: set data.training.labelField, or the"
             " weight to 0"
         )
+    if weights["labels"] and data.task == "TokenClassification":
+        raise StepInvalid(
+            "distill.labelWeightPermille is for models that answer once a text, and this one"
+            " answers for each word; set it to 0"
+        )
     batches = list(data.batches(held_out, parameters.batch_size))
-    objectives: dict[str, Objective] = {
-        "logits": Logits(parameters.temperature_permille / 1000),
-        "labels": Labels(data.labels),
-    }
+    objectives: dict[str, Objective] = {}
     if weights["hidden"] or weights["relations"]:
         lesson = _look_inside(
             encoder, data, batches, objectives, relations=bool(weights["relations"])
@@ -166,8 +193,24 @@ def prepare(
         answers = Answers(data, [*dict.fromkeys(shown), *held_out])
         pairs = [(batch, answers.sample(batch)) for batch in batches]
         lesson = Lesson(teacher=answers, wanted=Wanted(), objectives={}, held_out=pairs)
+    objectives |= _of_answers(parameters, data, [sample for _, sample in lesson.held_out])
     used = {name: (weight, objectives[name]) for name, weight in weights.items() if weight}
     return replace(lesson, objectives=used)
+
+
+def _of_answers(
+    parameters: Distill, data: TrainingData, held_out: Sequence[Sample]
+) -> dict[str, Objective]:
+    """The losses that look at what the models answer, by task."""
+    temperature = parameters.temperature_permille / 1000
+    if data.task == "TokenClassification":
+        return {"logits": TokenLogits(temperature)}
+    if data.task == "Regression":
+        found: dict[str, Objective] = {"logits": Numbers(held_out)}
+        if parameters.label_weight_permille:
+            found["labels"] = NumberLabels(data.labels)
+        return found
+    return {"logits": Logits(temperature), "labels": Labels(data.labels)}
 
 
 def _look_inside(

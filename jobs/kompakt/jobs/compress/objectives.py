@@ -13,7 +13,7 @@ from __future__ import annotations
 import math
 from collections import Counter
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Protocol
 
 import torch
@@ -188,3 +188,68 @@ class Labels(Objective):
         counts = Counter(label for label in found if label is not None)
         total = counts.total()
         return -sum(n * math.log(n / total) for n in counts.values()) / len(found)
+
+
+class TokenLogits(Objective):
+    """`Logits` for each token that both have, mean over these."""
+
+    def __init__(self, temperature: float) -> None:
+        self._of_rows = Logits(temperature)
+
+    @override
+    def loss(self, student: States, sample: Sample) -> torch.Tensor:
+        mask = sample.alignment.mask
+        if not mask.any():  # texts without a word
+            return student.logits.sum() * 0.0
+        ours = States(logits=sample.alignment.of_student(student.logits)[mask])
+        return self._of_rows.loss(ours, self._rows(sample))
+
+    @override
+    def uninformed(self, samples: Sequence[Sample]) -> float:
+        """The loss of answering every token with the teacher's average."""
+        return self._of_rows.uninformed([self._rows(sample) for sample in samples])
+
+    def _rows(self, sample: Sample) -> Sample:
+        rows = sample.alignment.of_teacher(sample.teacher.logits)[sample.alignment.mask]
+        return replace(sample, teacher=States(logits=rows))
+
+
+class Numbers(Objective):
+    """Squared distance from the teacher's numbers, relative to their variance."""
+
+    def __init__(self, samples: Sequence[Sample]) -> None:
+        """`samples` give the variance."""
+        found = torch.cat([sample.teacher.logits for sample in samples])
+        self._variance = max(float(found.var(correction=0)), 1e-12)
+
+    @override
+    def loss(self, student: States, sample: Sample) -> torch.Tensor:
+        return nn.functional.mse_loss(student.logits, sample.teacher.logits) / self._variance
+
+    @override
+    def uninformed(self, samples: Sequence[Sample]) -> float:
+        """The loss of the average number."""
+        return 1.0
+
+
+class NumberLabels(Objective):
+    """Squared distance from the labels, where texts have one, relative to their variance."""
+
+    def __init__(self, labels: Sequence[float | None]) -> None:
+        self._labels = labels
+        known = torch.tensor([label for label in labels if label is not None])
+        self._variance = max(float(known.var(correction=0)), 1e-12)
+
+    @override
+    def loss(self, student: States, sample: Sample) -> torch.Tensor:
+        found = [self._labels[index] for index in sample.indices]
+        target = torch.tensor([math.nan if label is None else label for label in found])
+        known = ~target.isnan()
+        squares = (student.logits[known, 0] - target[known]).square().sum()
+        return squares / (len(found) * self._variance)
+
+    @override
+    def uninformed(self, samples: Sequence[Sample]) -> float:
+        """The loss of the average label: the share of texts that have one."""
+        found = [self._labels[index] for sample in samples for index in sample.indices]
+        return sum(label is not None for label in found) / len(found)

@@ -80,7 +80,6 @@ STEPS = {
 }
 """By what a recipe calls them (`kompakt.api.recipe.STEP_NAMES`)."""
 TASKS: dict[str, tuple[Task, ...]] = {
-    "distill": ("TextClassification",),
     "calibrate": ("TextClassification",),
 }
 """Models of which tasks a step can handle, where these are not all."""

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
+from kompakt.api.base import Task
 from kompakt.jobs.data.examples import Dataset, draw
 from kompakt.jobs.evaluate.classifier import Logits
 from kompakt.jobs.models.text import length_batches, pad, token_batches
@@ -50,6 +51,8 @@ class TrainingData:
     """What layers like the model's cost on this pod, for texts of such lengths."""
     keep: Callable[[], str] | None = None
     """Stores the model as it is and returns its digest, for a step that must give up."""
+    task: Task = "TextClassification"
+    """What the model answers to a text."""
     details: dict[str, Any] = field(default_factory=dict)
     """Goes into the report."""
     new_ids: Mapping[int, int] | None = None
