@@ -3,6 +3,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -41,7 +42,8 @@ def test_every_size_has_a_latency(precision: Any, bench_of: Benches, tmp_path: P
         scratch=scratch,
         threads=1,
     )
-    for points, counts in ((table.attention, [0, 1, 2, 4]), (table.feed_forward, [0, 16, 64, 128])):
+    halves = [*zip(vars(table).values(), [[0, 1, 2, 4], [0, 16, 64, 128]] * 2, strict=True)]
+    for points, counts in halves:
         assert list(points) == counts
         times = list(points.values())
         assert times == sorted(times)
@@ -81,18 +83,42 @@ def test_what_is_measured_is_what_a_model_has(
     assert attention["Softmax"] == depth
     assert feed_forward["MatMul"] == 2 * depth
     assert (seen[1][1], seen[3][1]) == (64, 96)
-    assert seen[5][0]["MatMulInteger"] == 4 * depth
-    assert seen[7][0]["MatMulInteger"] == 2 * depth
+    assert seen[9][0]["MatMulInteger"] == 4 * depth
+    assert seen[11][0]["MatMulInteger"] == 2 * depth
+
+
+def test_the_last_layer_is_cheaper(bench_of: Benches, tmp_path: Path) -> None:
+    """It is measured as it will be computed: the more tokens, the less of it is for one alone."""
+    config = replace(bench_of("bert").encoder.config, hidden=256, head_width=64)
+    table = measure(
+        config,
+        heads=[0, 4],
+        neurons=[0, 1024],
+        lengths=[128],
+        precision="Fp32",
+        scratch=tmp_path,
+        threads=1,
+    )
+    assert table.last_feed_forward[1024] < table.feed_forward[1024] / 2
+    assert table.last_attention[4] < table.attention[4]
 
 
 def test_between_measurements_lines_are_drawn(bench_of: Benches) -> None:
     """An estimate of a model is the sum over its layers."""
-    table = LatencyTable(attention={0: 5.0, 4: 45.0}, feed_forward={0: 2.0, 16: 10.0, 128: 122.0})
-    assert table.of_attention(1) == pytest.approx(15.0)
-    assert table.of_feed_forward(8) == pytest.approx(6.0)
-    assert table.of_feed_forward(32) == pytest.approx(26.0)
+    table = LatencyTable(
+        attention={0: 5.0, 4: 45.0},
+        feed_forward={0: 2.0, 16: 10.0, 128: 122.0},
+        last_attention={0: 1.0, 4: 21.0},
+        last_feed_forward={0: 1.0, 16: 2.0, 128: 3.0},
+    )
+    attention, last_attention, feed_forward, last_feed_forward = table.costs(2)
+    assert attention(1) == pytest.approx(15.0)
+    assert last_attention(1) == pytest.approx(6.0)
+    assert feed_forward(8) == pytest.approx(6.0)
+    assert feed_forward(32) == pytest.approx(26.0)
+    assert last_feed_forward(8) == pytest.approx(1.5)
     encoder = bench_of("bert").encoder
-    assert table.estimate(encoder.encoder_layers()) == pytest.approx(2 * (45.0 + 122.0))
+    assert table.estimate(encoder.encoder_layers()) == pytest.approx(45.0 + 122.0 + 21.0 + 3.0)
 
 
 def test_a_table_is_measured_once(

@@ -19,7 +19,8 @@ from kompakt.jobs.models.architectures import ARCHITECTURES
 pytestmark = pytest.mark.slow
 
 Benches = Callable[[str], Any]
-TABLE = LatencyTable(attention={0: 1.0, 1: 20.0, 4: 50.0}, feed_forward={0: 1.0, 16: 10.0, 128: 50})
+ATTENTION, FEED_FORWARD = {0: 1.0, 1: 20.0, 4: 50.0}, {0: 1.0, 16: 10.0, 128: 50.0}
+TABLE = LatencyTable(ATTENTION, FEED_FORWARD, ATTENTION, FEED_FORWARD)
 
 
 def sizes(bench: Any) -> tuple[list[int], list[int]]:
@@ -127,7 +128,7 @@ def test_what_cannot_be_done_is_refused(
 ) -> None:
     """Each with the parameter and the mend."""
     bench = bench_of("bert")
-    costly = LatencyTable(attention={0: 10.0, 4: 40.0}, feed_forward={0: 10.0, 128: 40.0})
+    costly = LatencyTable(*({0: 10.0, 4: 40.0}, {0: 10.0, 128: 40.0}) * 2)
     if "no table" not in message and "needs a pod" not in message:
         bench = replace(bench, data=replace(bench.data, latency_table=lambda *_: costly))
     with pytest.raises(StepInvalid, match=message):

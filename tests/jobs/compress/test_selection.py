@@ -108,8 +108,7 @@ def test_a_budget_takes_from_where_it_hurts_least() -> None:
             lambda count: 0.001 * (64 - count),
             lambda count: 1.0 * (64 - count),
         ],
-        attention=lambda heads: 10.0 * heads,
-        feed_forward=lambda count: 1.0 * count,
+        [lambda heads: 10.0 * heads] * 2 + [lambda count: 1.0 * count] * 2,
         budget=150.0,
     )
     assert kept is not None
@@ -117,8 +116,7 @@ def test_a_budget_takes_from_where_it_hurts_least() -> None:
     kept = by_latency(
         scores,
         [lambda heads: 4.0 - heads] * 2 + [lambda count: 0.001 * (64 - count)] * 2,
-        attention=lambda heads: 10.0 * heads,
-        feed_forward=lambda count: 1.0 * count,
+        [lambda heads: 10.0 * heads] * 2 + [lambda count: 1.0 * count] * 2,
         budget=65.0,
     )
     assert kept is not None
@@ -132,8 +130,7 @@ def test_a_whole_budget_prunes_nothing() -> None:
     kept = by_latency(
         some_scores(),
         [lambda count: -1.0 * count] * 4,
-        attention=lambda heads: 10.0 * heads,
-        feed_forward=lambda count: 1.0 * count,
+        [lambda heads: 10.0 * heads] * 2 + [lambda count: 1.0 * count] * 2,
         budget=208.0,
     )
     assert kept is not None
@@ -142,10 +139,10 @@ def test_a_whole_budget_prunes_nothing() -> None:
 
 def test_a_budget_below_the_least_has_no_answer() -> None:
     """Layers cost something even without heads and neurons."""
-    costs = {"attention": lambda heads: 5.0 + heads, "feed_forward": lambda count: 5.0 + count}
+    costs = [lambda count: 5.0 + count] * 4
     damages = [lambda count: -1.0 * count] * 4
-    assert by_latency(some_scores(), damages, **costs, budget=19.0) is None
-    kept = by_latency(some_scores(), damages, **costs, budget=21.01)
+    assert by_latency(some_scores(), damages, costs, budget=19.0) is None
+    kept = by_latency(some_scores(), damages, costs, budget=21.01)
     assert kept is not None
     assert sorted(len(layer) for layer in kept.all) == [0, 0, 0, 1]
 
@@ -159,8 +156,7 @@ def test_one_head_stays_somewhere() -> None:
             lambda heads: 2e-9 * (4 - heads),
             *[lambda count: 64.0 - count] * 2,
         ],
-        attention=lambda heads: 10.0 * heads,
-        feed_forward=lambda count: 1.0 * count,
+        [lambda heads: 10.0 * heads] * 2 + [lambda count: 1.0 * count] * 2,
         budget=128.0,
     )
     assert kept is not None

@@ -13,21 +13,25 @@ again prunes alike.
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, fields
+from functools import partial
 from pathlib import Path
 from statistics import median
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 import numpy as np
+import onnx
 import torch
 from numpy.typing import NDArray
+from pydantic.alias_generators import to_camel
 from torch import nn
 from typing_extensions import override
 
 from kompakt.api.artifact import canonical_json, sha256_digest
 from kompakt.api.recipe import Quantize
 from kompakt.jobs import machine
+from kompakt.jobs.compress.first_token import narrow
 from kompakt.jobs.compress.quantize import to_int8
 from kompakt.jobs.models.encoder import Encoder, EncoderConfig, Layer
 from kompakt.jobs.models.export import trace
@@ -37,7 +41,7 @@ from kompakt.jobs.store import Store
 
 Precision = Literal["Int8", "Fp32"]
 
-VERSION = 1
+VERSION = 2
 """Part of the key: raised when what is measured changes."""
 DEPTH = 2
 """Layers in each graph, so that the call of a graph weighs less and weights leave the cache."""
@@ -51,33 +55,44 @@ RUNS = 3
 """Of a graph in a round, after one that is not counted."""
 
 
+Points = dict[int, float]
+"""Microseconds by heads or neurons, ascending."""
+Cost = Callable[[int], float]
+"""Microseconds of one half of a layer, by heads or neurons."""
+
+
 @dataclass(frozen=True)
 class LatencyTable:
-    """Microseconds of one half of a layer by its heads or neurons, ascending, batch 1."""
+    """What halves of a layer cost at batch 1: those of most layers, and those of the last, which
+    works on the first token alone but for keys and values (`first_token`).
+    """
 
-    attention: dict[int, float]
-    feed_forward: dict[int, float]
+    attention: Points
+    feed_forward: Points
+    last_attention: Points
+    last_feed_forward: Points
 
-    def of_attention(self, heads: int) -> float:
-        """An attention with so many heads."""
-        return _interpolate(self.attention, heads)
-
-    def of_feed_forward(self, neurons: int) -> float:
-        """A feed-forward network with so many neurons."""
-        return _interpolate(self.feed_forward, neurons)
+    def costs(self, layers: int) -> list[Cost]:
+        """The cost of each half of so many layers, by its heads or neurons: attention first."""
+        return [
+            partial(_interpolate, points)
+            for usual, last in (
+                (self.attention, self.last_attention),
+                (self.feed_forward, self.last_feed_forward),
+            )
+            for points in [usual] * (layers - 1) + [last]
+        ]
 
     def estimate(self, layers: Sequence[Layer]) -> float:
         """All these layers together."""
-        return sum(
-            self.of_attention(layer.heads) + self.of_feed_forward(layer.ffn_size)
-            for layer in layers
-        )
+        counts = [*(layer.heads for layer in layers), *(layer.ffn_size for layer in layers)]
+        return sum(cost(n) for cost, n in zip(self.costs(len(layers)), counts, strict=True))
 
     def to_wire(self) -> dict[str, list[list[float]]]:
         """As JSON."""
         return {
-            "attention": [[count, round(t, 3)] for count, t in self.attention.items()],
-            "feedForward": [[count, round(t, 3)] for count, t in self.feed_forward.items()],
+            to_camel(name): [[count, round(t, 3)] for count, t in points.items()]
+            for name, points in vars(self).items()
         }
 
     @classmethod
@@ -85,8 +100,10 @@ class LatencyTable:
         """From JSON; None when it is no table."""
         try:
             return cls(
-                attention={int(count): float(t) for count, t in value["attention"]},
-                feed_forward={int(count): float(t) for count, t in value["feedForward"]},
+                **{
+                    entry.name: {int(count): float(t) for count, t in value[to_camel(entry.name)]}
+                    for entry in fields(cls)
+                }
             )
         except (TypeError, ValueError, KeyError):
             return None
@@ -178,25 +195,29 @@ def measure(
 ) -> LatencyTable:
     """Times both halves in all these sizes; a text's latency is the mean over the lengths."""
     started = time.monotonic()
-    graphs = [(_Attention, count) for count in heads] + [(_FeedForward, count) for count in neurons]
+    kinds = [
+        (_Attention, heads),
+        (_FeedForward, neurons),
+        (_LastAttention, heads),
+        (_LastFeedForward, neurons),
+    ]
+    graphs = [(half, count) for half, counts in kinds for count in counts]
     sessions = []
     for number, (half, count) in enumerate(graphs):
         path = scratch / f"latency-{number}.onnx"
         _write(half(config, count), path, config=config, precision=precision)
         sessions.append(open_session(path, threads=threads))
         path.unlink()
-    times = [0.0] * len(graphs)
     inputs = [_inputs(config, length) for length in lengths]
     rounds = list(_rounds(sessions, inputs))
-    for number in range(len(graphs)):
+    times = []
+    for number, (half, _) in enumerate(graphs):
         # A median for each length, then their mean: long texts are slow, not noisy.
         each = [median(r[place][number] for r in rounds) for place in range(len(lengths))]
-        times[number] = 1e6 * sum(each) / len(each) / DEPTH
+        times.append(1e6 * sum(each) / len(each) / half.DEPTH)
     say(f"measured {len(graphs)} sizes in {time.monotonic() - started:.1f} s")
-    return LatencyTable(
-        attention=_ascending(heads, times[: len(heads)]),
-        feed_forward=_ascending(neurons, times[len(heads) :]),
-    )
+    left = iter(times)
+    return LatencyTable(*(_ascending(counts, [next(left) for _ in counts]) for _, counts in kinds))
 
 
 def _rounds(
@@ -220,12 +241,28 @@ def _time(session: Any, inputs: dict[str, NDArray[Any]]) -> float:
     return (time.perf_counter() - started) / RUNS
 
 
-class _Attention(nn.Module):
-    """First halves of layers, one after the other."""
+class _Half(nn.Module):
+    """Some halves of layers, one after the other."""
 
-    def __init__(self, config: EncoderConfig, heads: int) -> None:
+    DEPTH: ClassVar[int] = DEPTH
+
+    def __init__(self, config: EncoderConfig, count: int) -> None:
         super().__init__()
-        self.layers = nn.ModuleList(Layer(config, heads=heads, ffn_size=0) for _ in range(DEPTH))
+        self.layers = nn.ModuleList(self.layer(config, count) for _ in range(self.DEPTH))
+
+    @staticmethod
+    def layer(config: EncoderConfig, count: int) -> Layer:
+        """One with so many heads or neurons."""
+        raise NotImplementedError
+
+
+class _Attention(_Half):
+    """First halves."""
+
+    @staticmethod
+    @override
+    def layer(config: EncoderConfig, count: int) -> Layer:
+        return Layer(config, heads=count, ffn_size=0)
 
     @override
     def forward(self, x: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
@@ -234,18 +271,39 @@ class _Attention(nn.Module):
         return x
 
 
-class _FeedForward(nn.Module):
-    """Second halves of layers, one after the other."""
+class _FeedForward(_Half):
+    """Second halves."""
 
-    def __init__(self, config: EncoderConfig, neurons: int) -> None:
-        super().__init__()
-        self.layers = nn.ModuleList(Layer(config, heads=0, ffn_size=neurons) for _ in range(DEPTH))
+    @staticmethod
+    @override
+    def layer(config: EncoderConfig, count: int) -> Layer:
+        return Layer(config, heads=0, ffn_size=count)
 
     @override
     def forward(self, x: torch.Tensor, _mask: torch.Tensor) -> torch.Tensor:
         for layer in self.layers:
             x = layer.feed(x)  # type: ignore[operator]
         return x
+
+
+class _LastAttention(_Attention):
+    """The first half of a layer of which only the first token is read."""
+
+    DEPTH = 1
+
+    @override
+    def forward(self, x: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
+        return super().forward(x, mask)[:, 0]
+
+
+class _LastFeedForward(_FeedForward):
+    """The second."""
+
+    DEPTH = 1
+
+    @override
+    def forward(self, x: torch.Tensor, _mask: torch.Tensor) -> torch.Tensor:
+        return super().forward(x, _mask)[:, 0]
 
 
 def _write(half: nn.Module, path: Path, *, config: EncoderConfig, precision: Precision) -> None:
@@ -259,6 +317,9 @@ def _write(half: nn.Module, path: Path, *, config: EncoderConfig, precision: Pre
         output_names=["y"],
         dynamic_axes={"x": {1: "tokens"}, "mask": {3: "tokens"}},
     )
+    model = onnx.load(str(plain))
+    narrow(model)
+    onnx.save(model, str(plain))
     if precision == "Int8":
         to_int8(plain, path, Quantize())
         plain.unlink()

@@ -149,13 +149,12 @@ class PruneUnits(TorchStep):
         kept = by_latency(
             scores,
             [curve.at for curve in curves],
-            attention=budget.table.of_attention,
-            feed_forward=budget.table.of_feed_forward,
+            budget.table.costs(len(scores.heads)),
             budget=budget.allowed,
         )
         if kept is None:
             table, layers = budget.table, len(scores.heads)
-            least = layers * (table.of_attention(0) + table.of_feed_forward(0)) / budget.before
+            least = sum(cost(0) for cost in table.costs(layers)) / budget.before
             raise StepInvalid(
                 f"prune.latencyKeepPermille is {self._parameters.latency_keep_permille}, but"
                 f" {layers} layers without any heads and neurons would still take"

@@ -53,7 +53,7 @@ def by_share(
 
 
 def by_latency(
-    scores: Units, damages: Sequence[Damage], *, attention: Cost, feed_forward: Cost, budget: float
+    scores: Units, damages: Sequence[Damage], costs: Sequence[Cost], *, budget: float
 ) -> Units | None:
     """The units that do the least damage together by their absence, within the budget.
 
@@ -64,11 +64,9 @@ def by_latency(
     Args:
         scores: Of each unit.
         damages: Of each half, in the order of `Units.all`, by the number of its units that stay.
-        attention: Cost by heads.
-        feed_forward: Cost by neurons.
+        costs: Of each half, likewise.
         budget: In the unit of the costs.
     """
-    costs = [attention] * len(scores.heads) + [feed_forward] * len(scores.neurons)
     multiples = [1] * len(scores.heads) + [MULTIPLE] * len(scores.neurons)
     counts = [
         sorted({*range(0, len(layer) + 1, multiple), len(layer)})
