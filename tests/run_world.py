@@ -18,6 +18,7 @@ from tests.planning import (
     NOW,
     PROFILES,
     SETTINGS,
+    counts,
     digest_of,
     measurement,
     profile,
@@ -25,6 +26,7 @@ from tests.planning import (
 )
 
 from kompakt.api.job import CompressResult, ImportResult, MeasureResult, TaskResult, TaskSpec
+from kompakt.api.measure import PairedCounts
 from kompakt.api.policy import CompressionPolicySpec
 from kompakt.api.profile import HardwareProfileSpec
 from kompakt.api.run import CompressionRunStatus
@@ -92,6 +94,11 @@ def succeed(task: TaskSpec) -> TaskResult:
         lost=noise % 50,
         gained=noise % 20,
     )
+    if task.measure.first_look_permille is not None:
+        # As the Job does: a part of the selection split, and nothing of the other.
+        seen = found.evaluation.evolve(selection=counts(500, lost=noise % 11))
+        seen = seen.evolve(confirmation=PairedCounts())
+        found = found.evolve(evaluation=seen)
     return TaskResult(**well, measured=MeasureResult(measurement=found))
 
 
@@ -242,6 +249,7 @@ def essence(status: CompressionRunStatus) -> dict[str, Any]:
 
 RUN = "sentiment-0a1b2c3d"
 SEARCH = {"recipes": [{"name": "prune-int8"}], "maxTrials": 2, "maxDurationSeconds": 86_400}
+HALVING = SEARCH | {"maxTrials": 8, "halving": {"selectionPermille": 500}}
 TWO_TARGETS = [
     {"name": "edge", "hardwareProfileRef": {"name": "edge-small"}},
     {"name": "cloud", "hardwareProfileRef": {"name": "cloud"}},

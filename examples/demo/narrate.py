@@ -156,10 +156,9 @@ def _run(
     for trial in now.status.trials:
         if known.get(trial.number) == trial.state:
             continue
-        if trial.state in {"Complete", "Infeasible", "Failed"}:
-            yield Note(
-                time, source, describe_trial(trial), "plain" if trial.state == "Complete" else "bad"
-            )
+        if trial.state in {"Complete", "Stopped", "Infeasible", "Failed"}:
+            tone: Tone = "plain" if trial.state in {"Complete", "Stopped"} else "bad"
+            yield Note(time, source, describe_trial(trial), tone)
     for choice in now.status.choices:
         if choice not in old.choices:
             yield Note(time, source, f"{choice.target}: {choice.reason}: {choice.message}", "good")

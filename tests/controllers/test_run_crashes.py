@@ -8,6 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from tests.planning import NOW, policy_spec
 from tests.run_world import (
+    HALVING,
     OUT_OF_MEMORY,
     SEARCH,
     TWO_POOLS,
@@ -67,6 +68,10 @@ WORLDS: dict[str, tuple[CompressionPolicySpec, Callable[[TaskSpec], Outcome]]] =
     "recipes": (policy_spec(), succeed),
     "one recipe fails": (policy_spec(), mixed),
     "search": (policy_spec(search=SEARCH), succeed),
+    "halving": (
+        policy_spec(search=HALVING | {"sampler": "Random", "maxTrials": 4}, targets=TWO_TARGETS),
+        succeed,
+    ),
     "two targets": (policy_spec(targets=TWO_TARGETS), succeed),
     "wrong input": (
         policy_spec(),

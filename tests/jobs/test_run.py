@@ -13,7 +13,11 @@ from typing import Any
 import pytest
 
 from kompakt.api.job import RESULT_MAX_BYTES, TaskResult
+from kompakt.api.measure import PairedCounts
+from kompakt.api.source import DataSource
 from kompakt.jobs.cli import main
+from kompakt.jobs.data.examples import first_look
+from kompakt.jobs.data.reader import read
 from kompakt.jobs.errors import Failed, InvalidInput, JobError
 from kompakt.jobs.store import Store
 
@@ -208,6 +212,41 @@ def test_a_baseline_measured_against_itself(jobs: Jobs) -> None:
     measurement = result.measured.measurement
     assert measurement.evaluation.confirmation.disagreements == 0
     assert 0.6 < measurement.benchmark.speedup_permille / 1000 < 1.6
+
+
+@pytest.mark.slow
+def test_a_first_look_leaves_the_rest_alone(jobs: Jobs) -> None:
+    """Only a part of the selection split is answered, and nothing of the confirmation split."""
+    _, result = jobs.run(jobs.import_task())
+    assert result.imported is not None
+    digest = result.imported.artifact_digest
+    measure: dict[str, Any] = {
+        "kind": "Measure",
+        "store": jobs.workshop.store,
+        "reportName": "look",
+        "measure": {
+            "target": "edge",
+            "baselineDigest": digest,
+            "candidateDigest": digest,
+            "evaluation": jobs.import_task()["importModel"]["data"]["evaluation"],
+            **dict.fromkeys(("selectionPermille", "firstLookPermille"), 500),
+            "benchmarkRounds": 5,
+            "benchmarkSeconds": 1,
+        },
+    }
+    assert jobs.run_ahead(measure) == (0, None)
+    code, result = jobs.run(measure)
+    texts = read(DataSource.model_validate(measure["measure"]["evaluation"]))
+
+    assert result.measured is not None, result
+    seen = result.measured.measurement.evaluation
+    part = first_look(texts.examples, selection=500, share=500)
+    assert seen.selection.examples == len(part) < len(texts.examples) / 2
+    assert seen.confirmation == PairedCounts()
+    measure["measure"]["selectionPermille"] = 0
+    code, result = jobs.run(measure)
+    assert (code, result.reason) == (42, "DataInvalid")
+    assert "a first look needs more examples" in result.message
 
 
 def test_importing_again_gives_the_same_digests(jobs: Jobs) -> None:

@@ -77,7 +77,9 @@ def describe(one: Contribution) -> str:
 
 
 def _same(trials: Sequence[Trial], steps: Sequence[Step]) -> Trial | None:
-    return next((trial for trial in trials if trial.steps == list(steps)), None)
+    # What was stopped early has no figures: as a part of the chain it is measured anew.
+    tried = (trial for trial in trials if trial.state != "Stopped")
+    return next((trial for trial in tried if trial.steps == list(steps)), None)
 
 
 def _name(step: Step) -> str:

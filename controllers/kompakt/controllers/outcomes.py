@@ -13,18 +13,18 @@ from typing import TypeVar
 
 from kompakt.api.base import Model
 from kompakt.api.measure import LatencyFigures, PairedCounts
-from kompakt.api.policy import CompressionPolicySpec, Target
 from kompakt.api.recipe import CompressionRecipeSpec
-from kompakt.api.run import CompressionRunStatus, TargetResult, Trial
-from kompakt.controllers import family, objects, tasks
+from kompakt.api.run import CompressionRunStatus, FirstLook, TargetResult, Trial
+from kompakt.controllers import family, halving, objects, tasks
 from kompakt.controllers.cost import cost_micros_per_million
+from kompakt.controllers.halving import lead_target
 from kompakt.controllers.plan import JobState, RunObserved
 from kompakt.controllers.select import Candidate
 
 PayloadT = TypeVar("PayloadT", bound=Model)
 CountsT = TypeVar("CountsT", bound=PairedCounts)
 
-ENDED = frozenset({"Complete", "Infeasible", "Failed"})
+ENDED = frozenset({"Complete", "Stopped", "Infeasible", "Failed"})
 """States of a trial that it does not leave."""
 _INFEASIBLE_REASONS = frozenset({"TrainingDiverged"})
 """Failures that the same task would meet again: it cannot be, rather than could not be tried."""
@@ -53,12 +53,6 @@ class _Failure:
         return self.reason == _OUT_OF_MEMORY or self.reason in _INFEASIBLE_REASONS
 
 
-def lead_target(policy: CompressionPolicySpec) -> Target:
-    """The target that is served, or else the first: a search looks at one of them."""
-    served = policy.serving.target if policy.serving is not None else None
-    return next((t for t in policy.targets if t.name == served), policy.targets[0])
-
-
 def record(observed: RunObserved, status: CompressionRunStatus) -> CompressionRunStatus:
     """The status with the outcome of every Job that has finished.
 
@@ -68,6 +62,7 @@ def record(observed: RunObserved, status: CompressionRunStatus) -> CompressionRu
     if status.baseline is None:
         return _imported(observed, status)
     trials = [_advanced(observed, trial) for trial in status.trials]
+    trials = halving.decided(trials, observed.run.spec.policy)
     return status.evolve(
         trials=trials,
         baseline_targets=_baseline_figures(observed, status, trials),
@@ -158,12 +153,17 @@ def _compressed(observed: RunObserved, trial: Trial) -> Trial:
 
 def _measured(observed: RunObserved, trial: Trial) -> Trial:
     targets = {target.name: target for target in observed.run.spec.policy.targets}
-    results = []
+    results: list[TargetResult] = []
+    look = trial.first_look
     for result in trial.targets:
         work = tasks.measure_work(observed.run, trial, targets[result.target])
         job = _finished(observed, work) if result.state == "Measuring" else None
-        results.append(result if job is None else _result(observed, work, result, job))
-    trial = trial.evolve(targets=results)
+        found = result if job is None else _result(observed, work, result, job)
+        if work.first_look_permille is not None and found.state == "Measured":
+            look = _look(found)
+            found = result.evolve(state="Pending")
+        results.append(found)
+    trial = trial.evolve(targets=results, first_look=look)
     if any(result.state in {"Pending", "Measuring"} for result in results):
         return trial
     if any(result.state == "Measured" for result in results):
@@ -172,6 +172,13 @@ def _measured(observed: RunObserved, trial: Trial) -> Trial:
     state = "Infeasible" if worst.reason == _OUT_OF_MEMORY else "Failed"
     message = f"measured on no target; on {worst.target}: {worst.message}"
     return trial.evolve(state=state, reason=worst.reason, message=message[:1024])
+
+
+def _look(found: TargetResult) -> FirstLook | None:
+    """Figures of a part of the selection split: nobody may take them for the whole."""
+    if found.evaluation is None or found.benchmark is None:
+        return None
+    return FirstLook(evaluation=found.evaluation.evolve(slices=[]), benchmark=found.benchmark)
 
 
 def _result(

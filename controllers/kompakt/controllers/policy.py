@@ -22,7 +22,7 @@ from kompakt.api.rollout import VariantRolloutSpec
 from kompakt.api.run import CompressionRunSpec, NamedRecipe, Prior
 from kompakt.controllers import family, objects, policy_status, ranges, search, tasks
 from kompakt.controllers.conditions import is_true
-from kompakt.controllers.outcomes import lead_target
+from kompakt.controllers.halving import lead_target
 from kompakt.controllers.plan import (
     Action,
     Create,

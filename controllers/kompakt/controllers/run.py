@@ -25,9 +25,10 @@ from collections.abc import Iterable
 
 from kompakt.api.base import Condition
 from kompakt.api.run import CompressionRunStatus, TargetResult, Trial
-from kompakt.controllers import ablation, family, ranges, search, tasks
+from kompakt.controllers import ablation, family, halving, ranges, search, tasks
 from kompakt.controllers.conditions import ConditionStatus, condition, find, merge
-from kompakt.controllers.outcomes import ENDED, RunFailedError, candidates, lead_target, record
+from kompakt.controllers.halving import lead_target
+from kompakt.controllers.outcomes import ENDED, RunFailedError, candidates, record
 from kompakt.controllers.plan import (
     Action,
     Create,
@@ -167,7 +168,8 @@ def _start(observed: RunObserved, status: CompressionRunStatus) -> CompressionRu
         for result in trial.targets:
             pool = pools[result.target]
             free = pool not in busy and not (pool == workshop and compressing)
-            if trial.state == "Measuring" and result.state == "Pending" and free:
+            ready = trial.state == "Measuring" and result.state == "Pending"
+            if ready and free and halving.may_measure(policy, trial, result.target):
                 busy.add(pool)
                 results.append(result.evolve(state="Measuring"))
             else:
@@ -317,7 +319,7 @@ def _fail(observed: RunObserved, status: CompressionRunStatus, failure: RunFaile
 
 def _finish(observed: RunObserved, status: CompressionRunStatus) -> Plan:
     """Choose for each target; the status comes last, it ends the run."""
-    if not any(trial.state == "Complete" for trial in status.trials):
+    if not any(trial.state in {"Complete", "Stopped"} for trial in status.trials):
         why = "; ".join(f"trial {t.number} ({t.recipe}): {t.message}" for t in status.trials)
         why = why or "the search's time was over before its first trial"
         return _fail(observed, status, RunFailedError("NoVariant", f"no trial ended well: {why}"))
@@ -393,7 +395,8 @@ def _current(observed: RunObserved, status: CompressionRunStatus) -> str:
         elif work.target is None:
             text = f"compressing {trial.recipe} (trial {trial.number})"
         else:
-            text = f"measuring {trial.recipe} (trial {trial.number}) on {work.target.name}"
+            verb = "measuring" if work.first_look_permille is None else "looking at"
+            text = f"{verb} {trial.recipe} (trial {trial.number}) on {work.target.name}"
         job = observed.jobs.get(work.name)
         if job is not None and job.suspended:
             queue = observed.run.spec.policy.jobs.queue_name
@@ -427,7 +430,8 @@ def _events(old: CompressionRunStatus, new: CompressionRunStatus) -> list[Emit]:
     for trial in new.trials:
         if trial.state not in ENDED or before.get(trial.number) == trial.state:
             continue
-        well = trial.state == "Complete"
-        text = f"trial {trial.number} ({trial.recipe}): {trial.summary if well else trial.message}"
+        said = trial.summary if trial.state == "Complete" else trial.message
+        text = f"trial {trial.number} ({trial.recipe}): {said}"
+        well = trial.state in {"Complete", "Stopped"}
         events.append(Emit(f"Trial{trial.state}", text[:1024], warning=not well))
     return events

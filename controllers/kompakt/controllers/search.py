@@ -107,7 +107,7 @@ def propose(
 def remember(
     trials: Sequence[Trial], recipes: Mapping[str, CompressionRecipeSpec], *, target: str
 ) -> list[PriorTrial]:
-    """What a later search can learn from the trials of a run.
+    """What a later search can learn from the trials of a run that were measured on all the data.
 
     Args:
         trials: Of a run that has ended.

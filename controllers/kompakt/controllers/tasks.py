@@ -18,6 +18,7 @@ from kompakt.api.policy import CompressionPolicySpec, Target
 from kompakt.api.profile import HardwareProfileSpec
 from kompakt.api.run import Trial
 from kompakt.api.source import DataSource
+from kompakt.controllers import halving
 from kompakt.controllers.plan import Create, Run, Settings
 from kompakt.controllers.render.jobs import job_manifests
 from kompakt.controllers.render.pods import owner_reference, store_root, threads
@@ -33,6 +34,8 @@ class Work:
     """Name of the HardwareProfile where it runs."""
     trial: Trial | None = None
     target: Target | None = None
+    first_look_permille: int | None = None
+    """What is measured is only such a part of the selection split."""
 
 
 def compress_profile(policy: CompressionPolicySpec) -> str:
@@ -61,8 +64,11 @@ def measure_work(run: Run, trial: Trial, target: Target) -> Work:
     """The Job that measures a trial on a target."""
     # The target's place instead of its name: a Job's name has room for 63 characters.
     place = [t.name for t in run.spec.policy.targets].index(target.name)
-    name = f"{run.meta.name}-measure-{trial.number}-{place}"
-    return Work(name, "Measure", target.hardware_profile_ref.name, trial, target)
+    look = halving.first_look_permille(run.spec.policy, trial, target)
+    kind = "measure" if look is None else "look"
+    name = f"{run.meta.name}-{kind}-{trial.number}-{place}"
+    profile = target.hardware_profile_ref.name
+    return Work(name, "Measure", profile, trial, target, first_look_permille=look)
 
 
 def creations(
@@ -134,6 +140,7 @@ def _task(
             baseline_digest=baseline.artifact_digest,
             candidate_digest=work.trial.digest,
             evaluation=sources["evaluation"],
+            first_look_permille=work.first_look_permille,
             threads=threads(profile.cpu_millis),
             seed=policy.jobs.seed,
         )

@@ -15,7 +15,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from kompakt.api.policy import Gate, Optimize, Target
-from kompakt.api.run import PriorTrial, TargetResult, Trial
+from kompakt.api.run import PriorTrial, Trial
 from kompakt.controllers.bounds import drop_basis_points
 from kompakt.controllers.select import (
     Evidence,
@@ -77,13 +77,23 @@ def tell(trials: Sequence[Trial], space: Space, goal: Goal) -> list[Told]:
         if trial.state == "Infeasible":
             told.append(Told(point, violation=DID_NOT_FIT))
             continue
-        if trial.state != "Complete":
+        if trial.state not in {"Complete", "Stopped"}:
             told.append(Told(point, running=True))
             continue
-        figures = next((t for t in trial.targets if t.target == goal.target.name), None)
-        if (one := _measured(point, figures, trial.size_bytes, goal)) is not None:
-            told.append(one)
+        found = seen(trial, goal.target.name)
+        if found is not None:
+            told.append(_measured(point, found, goal))
     return told
+
+
+def seen(trial: Trial, target: str) -> Evidence | None:
+    """All that is known of a trial on a target: of its first look, where it had no other."""
+    figures = next((t for t in trial.targets if t.target == target), None)
+    found = evidence(figures, size_bytes=trial.size_bytes)
+    look = trial.first_look
+    if found is not None or look is None:
+        return found
+    return Evidence(look.evaluation, look.benchmark, trial.size_bytes or 0)
 
 
 def tell_before(prior: Sequence[PriorTrial], space: Space, goal: Goal) -> list[Told]:
@@ -100,17 +110,12 @@ def tell_before(prior: Sequence[PriorTrial], space: Space, goal: Goal) -> list[T
         point = Point(trial.recipe, tuple(v for v in values if v is not None))
         if trial.state == "Infeasible":
             told.append(Told(point, violation=DID_NOT_FIT))
-        elif (one := _measured(point, trial.figures, trial.size_bytes, goal)) is not None:
-            told.append(one)
+        elif (found := evidence(trial.figures, size_bytes=trial.size_bytes)) is not None:
+            told.append(_measured(point, found, goal))
     return told
 
 
-def _measured(
-    point: Point, figures: TargetResult | None, size_bytes: int | None, goal: Goal
-) -> Told | None:
-    found = evidence(figures, size_bytes=size_bytes)
-    if found is None:
-        return None
+def _measured(point: Point, found: Evidence, goal: Goal) -> Told:
     excesses = [*limits(found, target=goal.target), *drops_seen(found, goal.gates)]
     by_time = goal.optimize_for if goal.optimize_for in _BY_TIME else "Cost"
     return Told(

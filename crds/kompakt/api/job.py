@@ -74,6 +74,8 @@ class MeasureTask(Model):
     evaluation: DataSource
     selection_permille: Annotated[int, Field(ge=0, le=1000)] = 250
     """Share of the evaluation data in the selection split; the rest confirms."""
+    first_look_permille: Annotated[int, Field(ge=1, le=1000)] | None = None
+    """Only such a share of the selection split is looked at, and nothing of the rest."""
     benchmark_rounds: Annotated[int, Field(ge=5, le=1000)] = 15
     benchmark_seconds: Annotated[int, Field(ge=1, le=3600)] = 10
     """Time for all rounds together."""

@@ -74,6 +74,22 @@ class PolicyData(Model):
         return {role: source for role, source in roles.items() if source is not None}
 
 
+class Halving(Model):
+    """Successive halving (Jamieson & Talwalkar 2016, arXiv:1502.07943), decided trial by trial as
+    in Li et al. 2020 (arXiv:1810.05934): a trial of the search is looked at on a part of the
+    selection split first, and only if it is promising there measured on all the data.
+
+    The confirmation split, on which gates are decided, has no part in it.
+    """
+
+    selection_permille: Annotated[int, Field(ge=50, le=1000)] = 500
+    """Share of the selection split that is looked at first, the same texts for every trial, labels
+    in proportion."""
+    keep_permille: Annotated[int, Field(ge=100, le=900)] = 500
+    """Share of the trials so far that a trial must be among to go on. Those that already lose more
+    than the gates allow, by a bound at the gates' confidence, never do."""
+
+
 class Search(Model):
     """Trials beyond the recipes' own parameters, proposed one after the other."""
 
@@ -87,6 +103,9 @@ class Search(Model):
     needs more trials. GaussianProcess: a model of speed, size and accuracy over the parameters of
     all recipes together, for the whole front of the three; it needs fewest trials. Grid: every
     combination, in an order that spreads them. Random: at random."""
+    halving: Halving | None = None
+    """Spares trials that are not promising the larger part of their measurement; absent: every
+    trial is measured on all the data."""
     max_trials: Annotated[int, Field(ge=1, le=48)] = 12
     """How many trials the search may add."""
     max_parallel_trials: Annotated[int, Field(ge=1, le=16)] = 1

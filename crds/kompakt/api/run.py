@@ -57,8 +57,9 @@ class TargetResult(Model):
 
     target: Name
     """Name of the target."""
-    state: Literal["Pending", "Measuring", "Measured", "Failed"] = "Pending"
-    """Whether the figures are there. Measuring is written before the Job exists."""
+    state: Literal["Pending", "Measuring", "Measured", "Stopped", "Failed"] = "Pending"
+    """Whether the figures are there. Measuring is written before the Job exists. Stopped: its first
+    look was not promising."""
     evaluation: Evaluation | None = None
     """Accuracy, paired with the baseline."""
     benchmark: Benchmark | None = None
@@ -116,6 +117,21 @@ class CompressionRunSpec(Model):
     """Figures of the run before it, which a search of a model of the same size starts from."""
 
 
+class FirstLook(Model):
+    """What a trial showed on a part of the selection split, and what followed from it."""
+
+    evaluation: Evaluation
+    """On that part, paired with the baseline; the confirmation split is empty."""
+    benchmark: Benchmark
+    """Latency, interleaved with the baseline."""
+    decision: Literal["GoOn", "Stop"] | None = None
+    """Whether the trial is measured on all the data."""
+    reason: Reason | None = None
+    """Why, in one word."""
+    message: Message = ""
+    """With the figures."""
+
+
 class Trial(Model):
     """One candidate: written to the status before its first Job exists, its outcome before that
     Job may vanish.
@@ -131,9 +147,11 @@ class Trial(Model):
     """Searched parameters and their values."""
     steps: Annotated[list[Step], Field(max_length=16), ListType("atomic")] = []
     """The recipe's steps with the trial's parameters put in."""
-    state: Literal["Proposed", "Compressing", "Measuring", "Complete", "Infeasible", "Failed"]
-    """Infeasible: it cannot be (killed for memory, diverged); Failed: it could not be tried (a
-    bug, a lost node)."""
+    state: Literal[
+        "Proposed", "Compressing", "Measuring", "Complete", "Stopped", "Infeasible", "Failed"
+    ]
+    """Stopped: not promising on a part of the data; Infeasible: it cannot be (killed for memory,
+    diverged); Failed: it could not be tried (a bug, a lost node)."""
     digest: Digest | None = None
     """Of the artifact."""
     runtime: Runtime | None = None
@@ -146,6 +164,8 @@ class Trial(Model):
     """How long compression took."""
     summary: ShortText = ""
     """What compression did."""
+    first_look: FirstLook | None = None
+    """On a part of the selection split, on the target that leads; where the search asks for it."""
     targets: Annotated[list[TargetResult], Field(max_length=8), ListType("map", ("target",))] = []
     """Figures on each target."""
     reason: Reason | None = None

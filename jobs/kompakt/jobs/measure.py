@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import resource
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from kompakt.api.artifact import ArtifactManifest
@@ -19,10 +19,10 @@ from kompakt.api.measure import Benchmark, Measurement
 from kompakt.jobs import machine
 from kompakt.jobs.benchmark.footprint import peak_memory
 from kompakt.jobs.benchmark.interleave import figures, interleave
-from kompakt.jobs.data.examples import Dataset
+from kompakt.jobs.data.examples import Dataset, first_look
 from kompakt.jobs.data.reader import read
 from kompakt.jobs.data.targets import Target, Targets
-from kompakt.jobs.errors import Failed
+from kompakt.jobs.errors import DataInvalid, Failed
 from kompakt.jobs.evaluate.classifier import Classifier, Logits
 from kompakt.jobs.evaluate.paired import evaluate
 from kompakt.jobs.evaluate.predictions import logits_of
@@ -110,8 +110,24 @@ def _fetch(task: MeasureTask, place: Workplace) -> _Pair:
                 f" baseline {baseline.digest}; they cannot be compared"
             )
         dataset = read(task.evaluation, seed=task.seed)
+        if task.first_look_permille is not None:
+            labels = theirs.task == "TextClassification"
+            dataset = _first_look(task, dataset, by_label=labels)
         targets = Targets(baseline.manifest.task, baseline.manifest.labels).resolve(dataset)
     return _Pair(baseline, candidate, dataset, targets)
+
+
+def _first_look(task: MeasureTask, dataset: Dataset, *, by_label: bool) -> Dataset:
+    """The texts that a first look is at; the digest stays that of the data."""
+    share = task.first_look_permille or 0
+    indices = first_look(
+        dataset.examples, selection=task.selection_permille, share=share, by_label=by_label
+    )
+    if not indices:
+        raise DataInvalid(
+            f"the selection split of {dataset.uri} is empty: a first look needs more examples"
+        )
+    return replace(dataset, examples=tuple(dataset.examples[index] for index in indices))
 
 
 def _answers(place: Workplace, pair: _Pair) -> tuple[Logits, Logits]:

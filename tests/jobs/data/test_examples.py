@@ -1,11 +1,16 @@
 # SPDX-License-Identifier: Apache-2.0
 from __future__ import annotations
 
+import math
+
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from kompakt.jobs.data.examples import (
     Example,
     draw,
+    first_look,
     in_selection,
     texts_digest,
 )
@@ -51,3 +56,41 @@ def test_weighted_slices_are_drawn_as_much_oftener() -> None:
     # Without replacement: 500 (1 - exp(-4t)) of 600, where 500 (1 - exp(-4t)) + 4500 (1 - exp(-t))
     # are 600. Unweighted it would be a tenth.
     assert sum(shares) / len(shares) == pytest.approx(0.27, abs=0.02)
+
+
+@given(
+    st.lists(st.tuples(st.text(max_size=6), st.sampled_from("abc")), max_size=80),
+    st.integers(1, 1000),
+    st.integers(1, 1000),
+)
+def test_a_first_look_is_a_part_of_the_selection_split(
+    rows: list[tuple[str, str]], share: int, other: int
+) -> None:
+    """Nothing of the confirmation split, each label in proportion, the same texts in any order of
+    the file, and a smaller share within a larger one.
+    """
+    examples = [Example(text=text, label=label) for text, label in dict(rows).items()]
+    selected = [e for e in examples if in_selection(e.text, 500)]
+
+    def look(some: list[Example], permille: int) -> list[Example]:
+        indices = first_look(some, selection=500, share=permille)
+        assert indices == sorted(set(indices))
+        return [some[index] for index in indices]
+
+    chosen = look(examples, share)
+
+    assert all(example in selected for example in chosen)
+    for label in "abc":
+        whole = sum(example.label == label for example in selected)
+        assert sum(e.label == label for e in chosen) == math.ceil(whole * share / 1000)
+    assert {e.text for e in look(examples[::-1], share)} == {e.text for e in chosen}
+    small, large = sorted([share, other])
+    assert {e.text for e in look(examples, small)} <= {e.text for e in look(examples, large)}
+
+
+def test_a_first_look_is_no_biased_part_of_its_split() -> None:
+    """The split follows from a hash of the text, the part from another."""
+    examples = [Example(text=f"sentence number {i}", label="a") for i in range(4000)]
+    part = first_look(examples, selection=250, share=500)
+    within = {i for i in part if in_selection(examples[i].text, 125)}
+    assert 0.4 < len(within) / len(part) < 0.6

@@ -80,6 +80,32 @@ def texts_digest(texts: Iterable[str]) -> Digest:
     return f"sha256:{digest.hexdigest()}"
 
 
+def first_look(
+    examples: Sequence[Example], *, selection: int, share: int, by_label: bool = True
+) -> list[int]:
+    """Indices of a part of the selection split, ascending, each label in proportion.
+
+    Which texts these are follows from their hashes: all trials are looked at with the same ones,
+    and a larger share has the texts of a smaller one. At least one of each label.
+
+    Args:
+        examples: Of the whole data.
+        selection: Share of the data in the selection split, in permille.
+        share: Of the selection split, in permille.
+        by_label: Whether there are a few labels, rather than numbers or labels of words.
+    """
+    strata: dict[str, list[int]] = {}
+    for index, example in enumerate(examples):
+        if in_selection(example.text, selection):
+            strata.setdefault(str(example.label) if by_label else "", []).append(index)
+    chosen: list[int] = []
+    for members in strata.values():
+        # Other bytes of the hash than those that choose the split: these are all alike in it.
+        members.sort(key=lambda i: hashlib.sha256(examples[i].text.encode()).digest()[8:])
+        chosen += members[: -(-len(members) * share // 1000)]
+    return sorted(chosen)
+
+
 def in_selection(text: str, permille: int) -> bool:
     """Whether a text belongs to the split that variants are chosen on."""
     return int.from_bytes(hashlib.sha256(text.encode()).digest()[:8], "big") % 1000 < permille
