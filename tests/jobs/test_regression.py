@@ -78,8 +78,8 @@ def test_a_regression_goes_the_whole_way(
 ) -> None:
     """Imported, pruned by its numbers' gradients, quantized; measured by the tolerance."""
     assert imported.labels == ["stars"]
-    prune = {"prune": {"ffnKeepPermille": 500, "headKeepPermille": 500}}
-    distill = {"distill": {"examples": 160, "learningRateMicros": 50}}
+    prune = {"prune": {"ffnKeepPermille": 750}}
+    distill = {"distill": {"examples": 64, "learningRateMicros": 20}}
     made = compress(compress_task(imported, tmp_path, prune, distill, {"quantize": {}}), place())
     store = place().store
     manifest = store.manifest(made.artifact_digest)
