@@ -1,6 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
 """The Import task: the source model and its data, checked against each other; the model exported
-unchanged.
+unchanged, and analyzed.
 
 Cheap checks come first: what is wrong with a policy is said within seconds, before torch is even
 imported.
@@ -29,7 +29,7 @@ LABELS_IN_RESULT = 64
 
 
 def import_model(task: ImportTask, place: Workplace) -> ImportResult:
-    """Reads, checks, exports, stores."""
+    """Reads, checks, exports, stores, analyzes."""
     origin = task.model.uri
     folder = place.scratch / "checkpoint"
     with place.stage("fetch model"):
@@ -87,6 +87,20 @@ def import_model(task: ImportTask, place: Workplace) -> ImportResult:
             source_digest=source_digest,
         )
         digest = place.store.put_artifact(artifact, manifest)
+    if task.analysis_examples:
+        with place.stage("analysis"):
+            from kompakt.jobs.analysis.document import Subject, analyze
+
+            subject = Subject(
+                encoder=encoder,
+                model=artifact / MODEL_NAME,
+                tokenizer=tokenizer,
+                labels=checkpoint.labels,
+                input_names=names_in,
+                pad_id=pad_id(checkpoint.config),
+            )
+            found = analyze(subject, texts, data, examples=task.analysis_examples, place=place)
+            place.store.put_json(f"analysis/{digest.replace(':', '-')}", found)
     place.details["model"] = {
         "uri": origin,
         "revision": revision,

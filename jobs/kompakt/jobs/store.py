@@ -11,7 +11,8 @@ Invariants:
 - everything fetched is checked against its digest, the manifest against the folder's name.
 
 Besides artifacts and checkpoints (`kompakt.api.artifact`) it holds `reports/<name>.json`,
-`steps/<key>.json` (which checkpoint a step made, so that a killed Job goes on where it was) and
+`analysis/<digest>.json` (of a baseline: `kompakt.jobs.analysis.document`), `steps/<key>.json`
+(which checkpoint a step made, so that a killed Job goes on where it was) and
 `predictions/<key>.npy`.
 """
 

@@ -17,21 +17,19 @@ least within the budget.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Sequence
-from contextlib import ExitStack, contextmanager
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from itertools import pairwise
-from typing import Any
 
 import torch
 from torch import nn
 from typing_extensions import override
 
 from kompakt.api.recipe import LowRank
-from kompakt.jobs.compress.gates import frozen
-from kompakt.jobs.compress.losses import Labels, fisher_loss
+from kompakt.jobs.compress.losses import Labels
 from kompakt.jobs.compress.steps import TorchStep
 from kompakt.jobs.compress.training import Batch, TrainingData
+from kompakt.jobs.compress.watching import watch
 from kompakt.jobs.errors import StepInvalid
 from kompakt.jobs.models.architectures import MATRICES
 from kompakt.jobs.models.encoder import Encoder, Factored
@@ -153,34 +151,9 @@ def observe(encoder: Encoder, batches: Sequence[Batch], *, labels: Labels) -> di
         place: Seen(reads=matrix.in_features < matrix.out_features)
         for place, matrix in whole.items()
     }
-    with frozen(encoder), torch.enable_grad():
-        for batch in batches:
-            tokens = batch.inputs["attention_mask"].bool()
-            with ExitStack() as stack:
-                for place, matrix in whole.items():
-                    stack.enter_context(_watched(matrix, seen[place], tokens))
-                logits = encoder(**batch.inputs)
-            fisher_loss(encoder.config.task, logits, batch, labels).backward()
+    watchers = {matrix: seen[place] for place, matrix in whole.items()}
+    watch(encoder, batches, watchers, labels=labels)
     return seen
-
-
-@contextmanager
-def _watched(module: nn.Module, seen: Seen, tokens: torch.Tensor) -> Iterator[None]:
-    def watch(_module: nn.Module, inputs: tuple[torch.Tensor, ...], output: torch.Tensor) -> Any:
-        seen.add(inputs[0].detach()[tokens], output.detach()[tokens])
-        # With all weights frozen, the first matrices' outputs are where gradients begin.
-        output = output if output.requires_grad else output.detach().requires_grad_()
-        output.register_hook(keep)
-        return output
-
-    def keep(gradient: torch.Tensor) -> None:
-        seen.gradient += float(gradient[tokens].square().sum())
-
-    handle = module.register_forward_hook(watch)
-    try:
-        yield
-    finally:
-        handle.remove()
 
 
 @dataclass(frozen=True)

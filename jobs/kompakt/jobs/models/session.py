@@ -92,7 +92,13 @@ def open_files(
     return OpenVinoSession(path, precision=precision, longest=longest, threads=threads)
 
 
-def open_session(model: Path | bytes, *, threads: int, optimized: Path | None = None) -> Any:
+def open_session(
+    model: Path | bytes,
+    *,
+    threads: int,
+    optimized: Path | None = None,
+    profile: Path | None = None,
+) -> Any:
     """ONNX Runtime's own session for a CPU; threads that wait do not spin, because spinning eats
     the quota that the others need.
 
@@ -100,12 +106,17 @@ def open_session(model: Path | bytes, *, threads: int, optimized: Path | None = 
         model: A file, or what would be in it.
         threads: That one call may use.
         optimized: Where to write the graph that it really runs.
+        profile: How the file begins that the operators' times are written to; `end_profiling` of
+            the session gives its name.
     """
     import onnxruntime
 
     options = onnxruntime.SessionOptions()
     if optimized is not None:
         options.optimized_model_filepath = str(optimized)
+    if profile is not None:
+        options.enable_profiling = True
+        options.profile_file_prefix = str(profile)
     options.intra_op_num_threads = threads
     options.inter_op_num_threads = 1
     options.add_session_config_entry("session.intra_op.allow_spinning", "0")
