@@ -21,6 +21,9 @@ from tests.run_world import (
 
 from kompakt.api.job import TaskSpec
 from kompakt.api.policy import CompressionPolicySpec
+from kompakt.api.recipe import Step
+from kompakt.api.run import CompressionRunStatus, Trial
+from kompakt.controllers.ablation import parts, proposed
 
 
 def asking(**changes: Any) -> CompressionPolicySpec:
@@ -75,6 +78,24 @@ def test_what_was_measured_is_not_measured_again() -> None:
 
     assert len(made.status.contributions) == len(chain.steps)
     assert len(made.status.trials) == 2 + len(chain.steps) - 1
+
+
+def test_training_for_a_quantization_is_one_part_with_it() -> None:
+    """Cut before the quantization that it trains for, such a chain would be no recipe."""
+    steps = [
+        Step.model_validate(step)
+        for step in (
+            {"prune": {"ffnKeepPermille": 500}},
+            {"distill": {"quantizationAware": "Enabled"}},
+            {"quantize": {"method": "WeightOnly", "weightBits": 2}},
+            {"calibrate": {}},
+        )
+    ]
+    chain = Trial(number=0, recipe="two-bits", origin="Recipe", steps=steps, state="Complete")
+    found = proposed(CompressionRunStatus(trials=[chain]), chain)
+
+    assert [trial.steps for trial in found.trials[1:]] == [steps[:1], steps[:3]]
+    assert [trial.number for trial in parts(found.trials, chain)] == [1, 2, 0]
 
 
 def test_it_is_about_the_target_that_is_served() -> None:

@@ -187,6 +187,7 @@ BAD_POLICIES = [
     ("gates.0.maxDropBasisPoints", 1.5, "gates[0].maxDropBasisPoints"),
     ("modle", {}, 'unknown field "spec.modle"'),
 ]
+AWARE = {"distill": {"quantizationAware": "Enabled"}}
 ZEROS = {"zeroPoints": "Enabled"}
 BAD_OTHERS = [
     ("CompressionRecipe", {"steps": [{}]}, "a step is exactly one of"),
@@ -237,6 +238,35 @@ BAD_OTHERS = [
         "CompressionRecipe",
         {"steps": [{"quantize": {"method": "WeightOnly", "weightBits": 3}}]},
         "weightBits: Unsupported value: 3",
+    ),
+    (
+        "CompressionRecipe",
+        {"steps": [AWARE, PRUNE, {"quantize": {}}]},
+        "trains for the quantize step, which must come next",
+    ),
+    ("CompressionRecipe", {"steps": [AWARE]}, "trains for the quantize step, which must come next"),
+    (
+        "CompressionRecipe",
+        {"steps": [AWARE, AWARE, {"quantize": {}}]},
+        "only the last distill step may be one",
+    ),
+    (
+        "CompressionRecipe",
+        {"steps": [AWARE, {"quantize": {"method": "OpenVinoInt8"}}]},
+        "can train for DynamicInt8, StaticInt8 and WeightOnly",
+    ),
+    (
+        "CompressionRecipe",
+        {"steps": [AWARE, {"quantize": {"method": "StaticInt8"}}]},
+        "set smoothQuantAlphaPermille to 0",
+    ),
+    (
+        "CompressionRecipe",
+        {
+            "steps": [{"prune": {"latencyKeepPermille": 500}}, AWARE, {"quantize": {}}],
+            "family": [500],
+        },
+        "rounded weights are none to go on from",
     ),
     ("ModelVariant", changed(VARIANT, "digest", "latest"), "spec.digest"),
     ("ModelVariant", changed(VARIANT, "labels", ["one"]), "has two labels or more"),

@@ -3,7 +3,8 @@
 
 The chain is cut after each of its steps, and every part is measured as a trial of its own. Jobs
 keep each step's result, so a part costs an export and a measurement, and no training. What a step
-brought is then the difference of two neighbours.
+brought is then the difference of two neighbours. Training that is for the quantization after it is
+one part with that.
 """
 
 from __future__ import annotations
@@ -21,7 +22,7 @@ _MOST_TRIALS = 64
 def proposed(status: CompressionRunStatus, chain: Trial) -> CompressionRunStatus:
     """The status with a trial for each part of the chain that no trial is yet."""
     trials = list(status.trials)
-    for length in range(1, len(chain.steps)):
+    for length in _lengths(chain.steps):
         steps = chain.steps[:length]
         if _same(trials, steps) is None and len(trials) < _MOST_TRIALS:
             trials.append(
@@ -41,7 +42,7 @@ def proposed(status: CompressionRunStatus, chain: Trial) -> CompressionRunStatus
 
 def parts(trials: Sequence[Trial], chain: Trial) -> list[Trial]:
     """The trials of the chain's parts, the shortest first, the chain itself at last."""
-    found = (_same(trials, chain.steps[:n]) for n in range(1, len(chain.steps)))
+    found = (_same(trials, chain.steps[:n]) for n in _lengths(chain.steps))
     return [*(trial for trial in found if trial is not None), chain]
 
 
@@ -74,6 +75,15 @@ def describe(one: Contribution) -> str:
     drop = one.added_drop_basis_points
     lost = f"{drop} basis points lost" if drop >= 0 else f"{-drop} basis points won back"
     return f"{one.step}: {one.factor_permille / _MILLE:.2f} times as fast, {lost}"
+
+
+def _lengths(steps: Sequence[Step]) -> list[int]:
+    """Of the parts that are less than the whole."""
+    return [
+        n
+        for n in range(1, len(steps))
+        if (training := steps[n - 1].distill) is None or training.quantization_aware == "Disabled"
+    ]
 
 
 def _same(trials: Sequence[Trial], steps: Sequence[Step]) -> Trial | None:

@@ -119,6 +119,12 @@ class Distill(Model):
     precision: Precision = "Automatic"
     """Of matrix products in training: the faster one on the Job's CPU, unless it is set. Weights
     and the model that results are 32 bits wide either way."""
+    quantization_aware: Literal["Enabled", "Disabled"] = "Disabled"
+    """The model trains with the rounded weights and inputs of matrices that the recipe's quantize
+    step, which must come next, will give it (Jacob et al. 2018, arXiv:1712.05877, section 3): by
+    DynamicInt8, StaticInt8 or WeightOnly. There, weights of 2 bits become -1, 0 and 1 (Li et al.
+    2016, arXiv:1605.04711), of 1 bit -1 and 1 (Bai et al. 2021, arXiv:2012.15701), times a scale.
+    """
 
     cel_rules: ClassVar[tuple[Cel, ...]] = (
         Cel(
@@ -260,6 +266,10 @@ class SearchRange(Model):
     )
 
 
+_AWARE = "has({0}.distill) && {0}.distill.quantizationAware == 'Enabled'"
+_NO_AWARE = f"!self.steps.exists(s, {_AWARE.format('s')})"
+
+
 class CompressionRecipeSpec(Model):
     """Ordered steps. The result is always exported to ONNX; a quantize step works on the exported
     graph.
@@ -307,6 +317,37 @@ class CompressionRecipeSpec(Model):
             "self.steps.filter(s, has(s.prune) || has(s.lowRank))"
             ".map(s, has(s.lowRank) ? 1 : 0).isSorted()",
             "prune takes whole matrices apart, so lowRank must come after it",
+            ".steps",
+        ),
+        Cel(
+            f"{_NO_AWARE} || (self.steps.exists_one(s, {_AWARE.format('s')})"
+            " && ((self.steps.size() > 1 && has(self.steps[self.steps.size() - 1].quantize)"
+            f" && {_AWARE.format('self.steps[self.steps.size() - 2]')})"
+            " || (self.steps.size() > 2 && has(self.steps[self.steps.size() - 2].quantize)"
+            f" && {_AWARE.format('self.steps[self.steps.size() - 3]')})))",
+            "a distill step with quantizationAware trains for the quantize step, which must come"
+            " next; only the last distill step may be one",
+            ".steps",
+        ),
+        Cel(
+            f"{_NO_AWARE} || self.steps.all(s, !has(s.quantize)"
+            " || s.quantize.method in ['DynamicInt8', 'StaticInt8', 'WeightOnly'])",
+            "quantizationAware can train for DynamicInt8, StaticInt8 and WeightOnly: quantize by"
+            " one of these, or leave it out",
+            ".steps",
+        ),
+        Cel(
+            f"{_NO_AWARE} || self.steps.all(s, !has(s.quantize)"
+            " || (s.quantize.zeroPoints == 'Disabled' && (s.quantize.method != 'StaticInt8'"
+            " || s.quantize.smoothQuantAlphaPermille == 0)))",
+            "quantizationAware trains for weights as they are: set smoothQuantAlphaPermille to 0,"
+            " and leave zeroPoints out",
+            ".steps",
+        ),
+        Cel(
+            f"{_NO_AWARE} || !has(self.family) || self.family.size() == 0",
+            "a family prunes on from one member to the next, and rounded weights are none to go on"
+            " from: leave quantizationAware out, or the family",
             ".steps",
         ),
         # Of recipes, not of steps: a search may come to a step that keeps everything.

@@ -25,7 +25,7 @@ from kompakt.api.artifact import (
 )
 from kompakt.api.base import Digest
 from kompakt.api.job import CompressResult, CompressTask
-from kompakt.api.recipe import Step
+from kompakt.api.recipe import Quantize, Step
 from kompakt.api.source import DataSource
 from kompakt.jobs.artifact import count_parameters, describe_variant
 from kompakt.jobs.compress.first_token import compute_first_token
@@ -180,6 +180,7 @@ class _Chain:
             ),
             original=lambda: load.load(source_checkpoint),
             original_tokenizer=tokenizer,
+            quantize=_quantize(task.steps),
             latency_table=latency.LatencyMeter(place.store, place.scratch, place.threads).table,
             details=place.details,
         )
@@ -234,6 +235,10 @@ class _Chain:
             }
             if step.prune is not None and step.prune.latency_keep_permille is not None:
                 recipe["hardware"] = self._latency.hardware_key(self._place.threads)
+            quantize = _quantize(self._task.steps)
+            aware = step.distill is not None and step.distill.quantization_aware == "Enabled"
+            if aware and quantize is not None:
+                recipe["quantize"] = quantize.to_wire()
             parent = sha256_digest(canonical_json(recipe))
             keys.append(parent.replace(":", "-"))
         return keys
@@ -283,6 +288,10 @@ def _narrowed(graph: Graph, target: Path, data: GraphData) -> Graph:
     changed = compute_first_token(graph.path, made.path, data.encode(SMOKE_TEXTS))
     data.details["firstTokenOnly"] = changed
     return made if changed else graph
+
+
+def _quantize(steps: list[Step]) -> Quantize | None:
+    return next((step.quantize for step in steps if step.quantize is not None), None)
 
 
 def _titles(steps: list[Step]) -> list[str]:

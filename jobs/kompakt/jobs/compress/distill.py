@@ -13,7 +13,8 @@ from __future__ import annotations
 import math
 import random
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from contextlib import ExitStack
+from dataclasses import dataclass, replace
 
 import torch
 from torch import nn
@@ -25,6 +26,7 @@ from kompakt.jobs.compress import precision
 from kompakt.jobs.compress.adamw import AdamW
 from kompakt.jobs.compress.lesson import Lesson
 from kompakt.jobs.compress.precision import Arithmetic
+from kompakt.jobs.compress.simulate import simulated
 from kompakt.jobs.compress.steps import TorchStep
 from kompakt.jobs.compress.training import Batch, TrainingData
 from kompakt.jobs.errors import StepInvalid, TrainingDiverged
@@ -59,6 +61,19 @@ class Distillation(TorchStep):
 
     @override
     def apply(self, encoder: Encoder, data: TrainingData) -> str:
+        if self._parameters.quantization_aware == "Disabled":
+            return self._train(encoder, data)
+        with ExitStack() as stack:
+            stack.enter_context(simulated(encoder, data.quantize))
+
+            def keep() -> str:
+                stack.close()
+                return "" if data.keep is None else data.keep()
+
+            wrapped = replace(data, keep=keep if data.keep else None)
+            return f"{self._train(encoder, wrapped)}, for quantized weights"
+
+    def _train(self, encoder: Encoder, data: TrainingData) -> str:
         if len(data) < LEAST_TEXTS:
             raise StepInvalid(
                 f"distill needs at least {LEAST_TEXTS} training texts; {data.dataset.uri} has"

@@ -109,6 +109,12 @@ def split(steps: list[Step]) -> tuple[list[Step], list[Step]]:
     factored = [place for place, step in enumerate(steps) if step.low_rank is not None]
     if factored and any(step.prune is not None for step in steps[factored[0] :]):
         raise StepInvalid("prune takes whole matrices apart, so lowRank must come after it")
+    aware = [s for s in torch_steps if s.distill and s.distill.quantization_aware == "Enabled"]
+    if aware and aware != torch_steps[-1:]:
+        raise StepInvalid(
+            "a distill step with quantizationAware trains for the quantize step, which must come"
+            " next; only the last distill step may be one"
+        )
     return torch_steps, quantize + calibrate
 
 

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from kompakt.api.base import Task
+from kompakt.api.recipe import Quantize
 from kompakt.jobs.data.examples import Dataset, draw
 from kompakt.jobs.evaluate.classifier import Logits
 from kompakt.jobs.models.text import length_batches, pad, token_batches
@@ -47,6 +48,8 @@ class TrainingData:
     """Loads the source model, for who must look into it."""
     original_tokenizer: Tokenizer
     """Its tokenizer; `tokenizer` itself, as long as nothing was trimmed."""
+    quantize: Quantize | None = None
+    """What the recipe makes of the model after all training; for who trains towards it."""
     latency_table: Callable[[Encoder, Sequence[int], Precision], LatencyTable] | None = None
     """What layers like the model's cost on this pod, for texts of such lengths."""
     keep: Callable[[], str] | None = None
