@@ -82,15 +82,13 @@ def test_what_was_measured_is_not_measured_again() -> None:
 
 def test_training_for_a_quantization_is_one_part_with_it() -> None:
     """Cut before the quantization that it trains for, such a chain would be no recipe."""
-    steps = [
-        Step.model_validate(step)
-        for step in (
-            {"prune": {"ffnKeepPermille": 500}},
-            {"distill": {"quantizationAware": "Enabled"}},
-            {"quantize": {"method": "WeightOnly", "weightBits": 2}},
-            {"calibrate": {}},
-        )
+    wire: list[dict[str, Any]] = [
+        {"prune": {"ffnKeepPermille": 500}},
+        {"distill": {"quantizationAware": "Enabled"}},
+        {"quantize": {"method": "WeightOnly", "weightBits": 2}},
+        {"calibrate": {}},
     ]
+    steps = [Step.model_validate(step) for step in wire]
     chain = Trial(number=0, recipe="two-bits", origin="Recipe", steps=steps, state="Complete")
     found = proposed(CompressionRunStatus(trials=[chain]), chain)
 

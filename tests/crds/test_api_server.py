@@ -236,6 +236,11 @@ BAD_OTHERS = [
     ),
     (
         "CompressionRecipe",
+        {"steps": [{"quantize": {"weightBits": 2}}]},
+        "weightBits, blockSize, tableBits and activations are for the method WeightOnly",
+    ),
+    (
+        "CompressionRecipe",
         {"steps": [{"quantize": {"method": "WeightOnly", "weightBits": 3}}]},
         "weightBits: Unsupported value: 3",
     ),

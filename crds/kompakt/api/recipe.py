@@ -178,6 +178,9 @@ class Quantize(Model):
     so that only the file is small."""
     block_size: Literal[16, 32, 64, 128, 256] = 32
     """WeightOnly: how many weights share a scale of 32 bits."""
+    table_bits: Literal[4, 8] = 8
+    """WeightOnly: bits of a number in the table of token embeddings, which is half of a small
+    model."""
     zero_points: Literal["Enabled", "Disabled"] = "Disabled"
     """WeightOnly of 2 bits or more: blocks have a zero point beside the scale."""
     activations: Literal["Int8", "Float32"] = "Int8"
@@ -190,6 +193,13 @@ class Quantize(Model):
             "mixed is for StaticInt8 and OpenVinoInt8, which choose per product by texts: set the"
             " method to one of them, or leave mixed out",
             ".mixed",
+        ),
+        Cel(
+            "self.method == 'WeightOnly' || (self.weightBits == 4 && self.blockSize == 32"
+            " && self.tableBits == 8 && self.activations == 'Int8')",
+            "weightBits, blockSize, tableBits and activations are for the method WeightOnly: set"
+            " the method to it, or leave them out",
+            ".method",
         ),
         Cel(
             "self.zeroPoints == 'Disabled' || (self.method == 'WeightOnly' && self.weightBits > 1)",

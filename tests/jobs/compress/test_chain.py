@@ -24,6 +24,7 @@ pytestmark = pytest.mark.slow
 
 PRUNE: dict[str, Any] = {"prune": {"ffnKeepPermille": 500, "samples": 16}}
 DISTILL: dict[str, Any] = {"distill": {"examples": 64, "learningRateMicros": 50}}
+AWARE = {"distill": DISTILL["distill"] | {"quantizationAware": "Enabled"}}
 QUANTIZE: dict[str, Any] = {"quantize": {}}
 CALIBRATE: dict[str, Any] = {"calibrate": {"examples": 60}}
 OPENVINO: dict[str, Any] = {"quantize": {"method": "OpenVinoInt8", "samples": 16}}
@@ -293,6 +294,28 @@ def test_another_seed_or_parameter_starts_anew(
         assert "resumedAfterSteps" not in fresh.details
 
 
+def test_training_for_another_quantization_starts_anew(
+    task: Callable[..., CompressTask], place: Places
+) -> None:
+    """What was trained for 2 bits is none to store in 4; and a recipe for 2 bits stores what was
+    trained, no more and no less.
+    """
+    two, four = (
+        {"quantize": {"method": "WeightOnly", "weightBits": bits, "activations": "Float32"}}
+        for bits in (2, 4)
+    )
+    made = place()
+    small = compress(task(PRUNE, AWARE, two), made)
+    assert max(made.details["weightErrors"].values()) < 1e-5
+    assert small.summary.count("for quantized weights") == 1
+    again, other = place(), place()
+    compress(task(PRUNE, AWARE, two), again)
+    assert again.details["resumedAfterSteps"] == 2
+    larger = compress(task(PRUNE, AWARE, four), other)
+    assert other.details["resumedAfterSteps"] == 1
+    assert small.size_bytes < larger.size_bytes
+
+
 def test_other_data_starts_anew(
     task: Callable[..., CompressTask], place: Places, workshop: Any
 ) -> None:
@@ -366,10 +389,11 @@ def test_a_pruned_model_is_a_source_like_any_other(
             [QUANTIZE, PRUNE],
             "quantize works on the exported graph, so only calibrate may follow it",
         ),
+        ([AWARE, PRUNE, QUANTIZE], "only the last distill step may be one"),
         ([{}], "exactly one of .*, quantize, calibrate; this one is none"),
         ([PRUNE | QUANTIZE], "this one is prune and quantize"),
     ],
-    ids=["order", "empty", "two at once"],
+    ids=["order", "aware too early", "empty", "two at once"],
 )
 def test_bad_recipes_are_refused(
     task: Callable[..., CompressTask], place: Places, steps: list[dict[str, Any]], message: str

@@ -55,6 +55,17 @@ def dequantized(node: onnx.NodeProto, stored: dict[str, np.ndarray[Any, Any]]) -
     return np.stack(columns, axis=1).astype(np.float32)
 
 
+def four_bit_table(node: onnx.NodeProto, stored: dict[str, np.ndarray[Any, Any]]) -> Any:
+    """What the operator's documentation says that its inputs stand for, [rows, width]."""
+    settings = {entry.name: helper.get_attribute_value(entry) for entry in node.attribute}
+    codes, scales = stored[node.input[0]], stored[node.input[2]]
+    rows = [
+        (unpack(row, 4) - 8) * np.repeat(some, settings["block_size"])
+        for row, some in zip(codes, scales, strict=True)
+    ]
+    return np.stack(rows).astype(np.float32)
+
+
 def reference(source: Graph, made: Graph, folder: Path) -> Graph:
     """The original with the packed weights' values in place of its own, all in fp32."""
     packed = onnx.load(str(made.path))
@@ -67,9 +78,12 @@ def reference(source: Graph, made: Graph, folder: Path) -> Graph:
     model = plain(onnx.load(str(source.path)))
     constants = Constants(model.graph)
     new = {p.weight: values[p.node] for p in products(model.graph)}
+    small = {n.name: n for n in packed.graph.node if n.op_type == "GatherBlockQuantized"}
     for table in tables(model.graph):
         rows = constants.value(table.weight)
-        if len(rows) >= 16:
+        if table.node in small:
+            new[table.weight] = four_bit_table(small[table.node], stored)
+        elif len(rows) >= 16:
             integers, scales = quantize_rows(rows)
             new[table.weight] = (integers * scales).astype(np.float32)
     for tensor in model.graph.initializer:
@@ -89,7 +103,7 @@ def test_every_matrix_is_packed(
     expected = 2 * 6 + 2 + (model_type == "electra")
     made, note = step().apply(source, tmp_path / "int4", graph_data)
     assert (made.runtime, made.precision) == ("OnnxRuntime", "Float32")
-    assert note == f"{expected} matrices in 4 bits and 2 embedding tables int8"
+    assert note == f"{expected} matrices in 4 bits, 2 embedding tables int8"
     operators = Counter(node.op_type for node in onnx.load(str(made.path)).graph.node)
     assert operators["MatMulNBits"] == expected
     errors = graph_data.details["weightErrors"]
@@ -107,8 +121,9 @@ def test_every_matrix_is_packed(
         {"weightBits": 2, "blockSize": 16},
         {"weightBits": 2, "blockSize": 64, "zeroPoints": "Enabled"},
         {"weightBits": 8, "blockSize": 128},
+        {"tableBits": 4},
     ],
-    ids=["int4", "zero points", "int2", "int2 zero points", "int8"],
+    ids=["int4", "zero points", "int2", "int2 zero points", "int8", "tables"],
 )
 def test_the_runtime_computes_what_the_file_says(
     settings: dict[str, object], graph_of: Graphs, graph_data: GraphData, tmp_path: Path
@@ -155,6 +170,23 @@ def test_bits_and_blocks_are_what_the_size_is_made_of(
         slack = 14 * 3500 if bits == 1 else 14 * 200
         assert base - found == pytest.approx(expected, abs=slack)
     assert sizes[4, 32, 0] < base < source.path.stat().st_size / 2
+
+
+def test_tables_of_four_bits_are_half_the_size(
+    graph_of: Graphs, graph_data: GraphData, tmp_path: Path
+) -> None:
+    """Tables of words take 4 bits a number and 32 for a block; that of positions stays int8."""
+    source = graph_of("bert")
+    byte, _ = step().apply(source, tmp_path / "8", graph_data)
+    half, note = step(tableBits=4).apply(source, tmp_path / "4", graph_data)
+    assert note == ("14 matrices in 4 bits, 1 embedding tables in 4 bits, 1 embedding tables int8")
+    model = onnx.load(str(source.path))
+    constants = Constants(model.graph)
+    gathers = {n.name for n in model.graph.node if n.op_type == "Gather"}
+    shapes = [constants.value(t.weight).shape for t in tables(model.graph) if t.node in gathers]
+    rows, width = max(shapes)
+    saved = byte.path.stat().st_size - half.path.stat().st_size
+    assert saved == pytest.approx(rows * (width + 4) - rows * width * 5 / 8, abs=700)
 
 
 def test_one_bit_is_unpacked_by_the_graph(

@@ -23,7 +23,7 @@ from kompakt.jobs.compress.products import Constants, Matrix, products, tables
 Integers = NDArray[np.int8]
 Scales = NDArray[np.float32]
 _LEVELS = 255
-_SMALLEST_TABLE = 16
+SMALLEST_TABLE = 16
 """Rows; smaller tables are not worth an operator."""
 
 
@@ -108,7 +108,7 @@ def write_tables(model: onnx.ModelProto) -> int:
     wanted = {
         table.node: table
         for table in tables(graph)
-        if len(constants.value(table.weight)) >= _SMALLEST_TABLE
+        if len(constants.value(table.weight)) >= SMALLEST_TABLE
     }
     nodes: list[onnx.NodeProto] = []
     for node in graph.node:

@@ -22,8 +22,8 @@ from typing_extensions import override
 from kompakt.api.recipe import Quantize
 from kompakt.jobs.compress.blocks import Blocks, packed, to_blocks, to_signs
 from kompakt.jobs.compress.graph import Graph, GraphData
-from kompakt.jobs.compress.products import Constants, Matrix, plain, products
-from kompakt.jobs.compress.qdq import write_tables
+from kompakt.jobs.compress.products import Constants, Matrix, plain, products, tables
+from kompakt.jobs.compress.qdq import SMALLEST_TABLE, write_tables
 from kompakt.jobs.compress.steps import GraphStep
 from kompakt.jobs.errors import QuantizationIncomplete
 from kompakt.jobs.models.session import open_session
@@ -46,15 +46,17 @@ class WeightOnly(GraphStep):
         ours = self._parameters
         model = plain(onnx.load(str(graph.path)))
         errors = self._write(model)
-        tables = write_tables(model)
+        small = write_small_tables(model, size=ours.block_size) if ours.table_bits < _BYTE else 0
+        in_bytes = write_tables(model)
         made = Graph(target)
         target.mkdir(parents=True, exist_ok=True)
         onnx.save(model, str(made.path))
         if ours.weight_bits > 1:
             _require_packed(made.path, len(errors), threads=data.threads)
         data.details["weightErrors"] = errors
-        said = f"{len(errors)} matrices in {ours.weight_bits} bits and {tables} embedding tables"
-        return made, f"{said} int8"
+        said = f"{len(errors)} matrices in {ours.weight_bits} bits, "
+        said += f"{small} embedding tables in 4 bits, " if small else ""
+        return made, f"{said}{in_bytes} embedding tables int8"
 
     def _write(self, model: onnx.ModelProto) -> dict[str, float]:
         """Packs each product's matrix in place; returns the relative errors."""
@@ -85,9 +87,55 @@ class WeightOnly(GraphStep):
         del model.graph.node[:]
         model.graph.node.extend(kept)
         constants.drop_unused()
-        if all(entry.domain != _DOMAIN for entry in model.opset_import):
-            model.opset_import.append(helper.make_opsetid(_DOMAIN, 1))
+        _import_domain(model)
         return errors
+
+
+def write_small_tables(model: onnx.ModelProto, *, size: int) -> int:
+    """Stores tables of embeddings in 4 bits, in place; returns how many. A table of which a slice
+    is read, that of positions, stays as it is.
+    """
+    constants = Constants(model.graph)
+    wanted = {table.node: table.weight for table in tables(model.graph)}
+    written = 0
+    for node in model.graph.node:
+        if node.op_type != "Gather" or node.name not in wanted:
+            continue
+        table = constants.value(wanted[node.name])
+        # Bytes hold two numbers.
+        if len(table) < SMALLEST_TABLE or table.shape[1] % 2:
+            continue
+        blocks = table_blocks(table, size=size)
+        codes = blocks.codes.reshape(len(table), -1)[:, : blocks.inputs]
+        small = helper.make_node(
+            "GatherBlockQuantized",
+            [
+                constants.add(f"{node.name}_packed", packed(codes, blocks.bits)),
+                node.input[1],
+                constants.add(f"{node.name}_scales", blocks.scales),
+            ],
+            list(node.output),
+            name=node.name,
+            domain=_DOMAIN,
+            bits=blocks.bits,
+            block_size=blocks.codes.shape[-1],
+            gather_axis=0,
+            quantize_axis=1,
+        )
+        node.CopyFrom(small)
+        written += 1
+    constants.drop_unused()
+    return written
+
+
+def table_blocks(table: Matrix, *, size: int) -> Blocks:
+    """A table of embeddings [rows, width] in 4 bits, in blocks along its width."""
+    return to_blocks(table.T, bits=4, size=size, symmetric=True)
+
+
+def _import_domain(model: onnx.ModelProto) -> None:
+    if all(entry.domain != _DOMAIN for entry in model.opset_import):
+        model.opset_import.append(helper.make_opsetid(_DOMAIN, 1))
 
 
 def _relative(gap: Matrix, weight: Matrix) -> float:

@@ -27,6 +27,7 @@ from typing_extensions import override
 from kompakt.api.recipe import Quantize
 from kompakt.jobs.compress.blocks import block_size
 from kompakt.jobs.compress.qdq import quantize_rows
+from kompakt.jobs.compress.quantize_weights import table_blocks
 from kompakt.jobs.errors import StepInvalid
 from kompakt.jobs.models.encoder import Encoder
 
@@ -51,7 +52,7 @@ def simulated(encoder: Encoder, quantize: Quantize | None) -> Iterator[None]:
     linears = [m for m in encoder.modules() if isinstance(m, nn.Linear) and m.weight.numel()]
     inputs = rounding_of_inputs(parameters)
     if parameters.method == "WeightOnly":
-        _round_tables(encoder)
+        _round_tables(encoder, parameters)
     with ExitStack() as stack:
         for linear in linears:
             rounding = _Rounding(rounding_of_weights(parameters))
@@ -80,7 +81,9 @@ def rounding_of_weights(quantize: Quantize) -> Round:
 
 
 def rounding_of_inputs(quantize: Quantize) -> Round | None:
-    """What a step makes of what a matrix is multiplied with."""
+    """What a step makes of what a matrix is multiplied with. Ranges of static int8, which are those
+    of its calibration texts, are taken from the batch at hand.
+    """
     if quantize.method != "WeightOnly":
         return _to_bytes
     if quantize.weight_bits == 1 or quantize.activations == "Float32":
@@ -98,7 +101,7 @@ class _Straight(torch.autograd.Function):
 
     @staticmethod
     @override
-    def backward(_context: Any, gradient: torch.Tensor) -> tuple[torch.Tensor, None]:  # type: ignore[override]  # torch's own has no types
+    def backward(_context: Any, gradient: torch.Tensor) -> tuple[torch.Tensor, None]:
         return gradient, None
 
 
@@ -133,12 +136,15 @@ def _required(quantize: Quantize | None) -> Quantize:
     return quantize
 
 
-def _round_tables(encoder: Encoder) -> None:
+def _round_tables(encoder: Encoder, quantize: Quantize) -> None:
     """Embedding tables do not learn, so they are rounded once."""
     with torch.no_grad():
         for table in encoder.tables:
             integers, scales = quantize_rows(table.weight.numpy())
-            table.weight.copy_(torch.from_numpy(integers * scales))
+            rounded = integers * scales
+            if table is encoder.word and quantize.table_bits < 8:  # noqa: PLR2004 a byte
+                rounded = table_blocks(table.weight.numpy(), size=quantize.block_size).weight.T
+            table.weight.copy_(torch.from_numpy(rounded))
 
 
 def _to_largest(x: torch.Tensor, largest: int) -> torch.Tensor:
