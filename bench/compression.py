@@ -309,8 +309,11 @@ def _data(bench: Bench, spec: CompressionRecipeSpec) -> dict[str, Any]:
 def _needs(spec: CompressionRecipeSpec) -> str:
     if _trains(spec):
         return f"{LABELLED} labelled + {UNLABELLED} unlabelled"
-    methods = {step.quantize.method for step in spec.steps if step.quantize is not None}
-    return "nothing" if methods <= NEED_NO_TEXTS else f"{_calibration(spec)} unlabelled"
+    quantize = [step.quantize for step in spec.steps if step.quantize is not None]
+    looks = any(one.activation_aware_alpha_permille for one in quantize)
+    if not looks and {one.method for one in quantize} <= NEED_NO_TEXTS:
+        return "nothing"
+    return f"{_calibration(spec)} unlabelled"
 
 
 def _calibration(spec: CompressionRecipeSpec) -> int:

@@ -181,6 +181,10 @@ class Quantize(Model):
     table_bits: Literal[4, 8] = 8
     """WeightOnly: bits of a number in the table of token embeddings, which is half of a small
     model."""
+    activation_aware_alpha_permille: Annotated[int, Field(ge=0, le=1000)] = 0
+    """WeightOnly of 2 bits or more: how much weights that meet large activations are spared by
+    rounding, the α of AWQ (Lin et al. 2023, arXiv:2306.00978, section 3.2) in thousandths. Above 0
+    it looks at as many texts as samples says."""
     zero_points: Literal["Enabled", "Disabled"] = "Disabled"
     """WeightOnly of 2 bits or more: blocks have a zero point beside the scale."""
     activations: Literal["Int8", "Float32"] = "Int8"
@@ -200,6 +204,13 @@ class Quantize(Model):
             "weightBits, blockSize, tableBits and activations are for the method WeightOnly: set"
             " the method to it, or leave them out",
             ".method",
+        ),
+        Cel(
+            "self.activationAwareAlphaPermille == 0"
+            " || (self.method == 'WeightOnly' && self.weightBits > 1)",
+            "activationAwareAlphaPermille is for the method WeightOnly with 2 bits or more: leave"
+            " it out",
+            ".activationAwareAlphaPermille",
         ),
         Cel(
             "self.zeroPoints == 'Disabled' || (self.method == 'WeightOnly' && self.weightBits > 1)",
@@ -348,10 +359,11 @@ class CompressionRecipeSpec(Model):
         ),
         Cel(
             f"{_NO_AWARE} || self.steps.all(s, !has(s.quantize)"
-            " || (s.quantize.zeroPoints == 'Disabled' && (s.quantize.method != 'StaticInt8'"
+            " || (s.quantize.zeroPoints == 'Disabled'"
+            " && s.quantize.activationAwareAlphaPermille == 0 && (s.quantize.method != 'StaticInt8'"
             " || s.quantize.smoothQuantAlphaPermille == 0)))",
             "quantizationAware trains for weights as they are: set smoothQuantAlphaPermille to 0,"
-            " and leave zeroPoints out",
+            " and leave zeroPoints and activationAwareAlphaPermille out",
             ".steps",
         ),
         Cel(

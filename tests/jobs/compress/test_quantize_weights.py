@@ -11,12 +11,13 @@ import onnx
 import pytest
 from onnx import helper, numpy_helper
 
-from kompakt.api.recipe import Quantize
+from kompakt.api.recipe import Quantize, Step
 from kompakt.jobs.compress import quantize_weights
 from kompakt.jobs.compress.graph import Graph, GraphData
-from kompakt.jobs.compress.products import Constants, plain, products, tables
+from kompakt.jobs.compress.products import Constants, Product, plain, products, tables
 from kompakt.jobs.compress.qdq import quantize_rows
 from kompakt.jobs.compress.quantize_weights import WeightOnly
+from kompakt.jobs.compress.steps import entry_of
 from kompakt.jobs.errors import QuantizationIncomplete
 from kompakt.jobs.models.architectures import ARCHITECTURES
 
@@ -187,6 +188,48 @@ def test_tables_of_four_bits_are_half_the_size(
     rows, width = max(shapes)
     saved = byte.path.stat().st_size - half.path.stat().st_size
     assert saved == pytest.approx(rows * (width + 4) - rows * width * 5 / 8, abs=700)
+
+
+def test_weights_that_meet_large_activations_are_spared(
+    graph_of: Graphs, graph_data: GraphData, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A channel of activations fifty times the others, its weights a fiftieth: rounding by blocks
+    would lose them, and with them much of the answer.
+    """
+    source = graph_of("bert")
+    model = onnx.load(str(source.path))
+    constants = {t.name: t for t in model.graph.initializer}
+    scale = np.ones(64, np.float32)
+    scale[::8] = 50.0
+    for name in ("layers.1.norm.weight", "layers.1.norm.bias"):
+        values = (numpy_helper.to_array(constants[name]) * scale).astype(np.float32)
+        constants[name].CopyFrom(numpy_helper.from_array(values, name))
+    weight = (numpy_helper.to_array(constants["head.weight"]) / scale).astype(np.float32)
+    constants["head.weight"].CopyFrom(numpy_helper.from_array(weight, "head.weight"))
+    onnx.save(model, str(source.path))
+    exact = answers(source, graph_data)
+
+    def only_head(graph: onnx.GraphProto) -> list[Product]:
+        return [p for p in products(graph) if p.weight == "head.weight_transposed"]
+
+    # Nothing else is rounded here.
+    monkeypatch.setattr(quantize_weights, "products", only_head)
+    monkeypatch.setattr(quantize_weights, "write_tables", lambda _: 0)
+    distances = {}
+    for alpha in (0, 1000):
+        settings = {"activationAwareAlphaPermille": alpha, "samples": 32}
+        aware = step(**settings, activations="Float32")
+        made, _ = aware.apply(source, tmp_path / str(alpha), graph_data)
+        distances[alpha] = np.abs(answers(made, graph_data) - exact).mean()
+    assert distances[1000] < 0.7 * distances[0]
+
+
+def test_who_looks_at_activations_needs_texts() -> None:
+    """And who does not, does not."""
+    for alpha in (0, 500):
+        wire = {"method": "WeightOnly", "activationAwareAlphaPermille": alpha}
+        found = entry_of(Step.model_validate({"quantize": wire}))
+        assert (found.name, found.needs_texts) == ("WeightOnly", alpha > 0)
 
 
 def test_one_bit_is_unpacked_by_the_graph(

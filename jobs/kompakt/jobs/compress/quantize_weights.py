@@ -20,13 +20,15 @@ from onnx import TensorProto, helper
 from typing_extensions import override
 
 from kompakt.api.recipe import Quantize
-from kompakt.jobs.compress.blocks import Blocks, packed, to_blocks, to_signs
+from kompakt.jobs.compress.blocks import Blocks, Floats, packed, to_blocks, to_signs
 from kompakt.jobs.compress.graph import Graph, GraphData
 from kompakt.jobs.compress.products import Constants, Matrix, plain, products, tables
-from kompakt.jobs.compress.qdq import SMALLEST_TABLE, write_tables
+from kompakt.jobs.compress.qdq import SMALLEST_TABLE, smooth, write_tables
+from kompakt.jobs.compress.ranges import Activations
 from kompakt.jobs.compress.steps import GraphStep
 from kompakt.jobs.errors import QuantizationIncomplete
 from kompakt.jobs.models.session import open_session
+from kompakt.jobs.models.text import pad
 
 ACCURACY_LEVELS = {"Float32": 1, "Int8": 4}
 """What MatMulNBits may round what it reads to."""
@@ -45,6 +47,8 @@ class WeightOnly(GraphStep):
     def apply(self, graph: Graph, target: Path, data: GraphData) -> tuple[Graph, str]:
         ours = self._parameters
         model = plain(onnx.load(str(graph.path)))
+        if ours.activation_aware_alpha_permille:
+            smooth(model, self._factors(model, data))
         errors = self._write(model)
         small = write_small_tables(model, size=ours.block_size) if ours.table_bits < _BYTE else 0
         in_bytes = write_tables(model)
@@ -57,6 +61,21 @@ class WeightOnly(GraphStep):
         said = f"{len(errors)} matrices in {ours.weight_bits} bits, "
         said += f"{small} embedding tables in 4 bits, " if small else ""
         return made, f"{said}{in_bytes} embedding tables int8"
+
+    def _factors(self, model: onnx.ModelProto, data: GraphData) -> dict[str, Floats]:
+        """By what each tensor is divided, and the rows of its matrices multiplied: large rows are
+        rounded by less, beside what they were (arXiv:2306.00978, section 3.2).
+        """
+        ours = self._parameters
+        names = [entry.name for entry in model.graph.input]
+        feeds = [
+            pad([encoding], pad_id=0, input_names=names)
+            for encoding in data.encodings(ours.samples)
+        ]
+        tensors = list(dict.fromkeys(p.activations for p in products(model.graph)))
+        sizes = Activations(model, tensors, feeds, threads=data.threads).sizes()
+        alpha = ours.activation_aware_alpha_permille / 1000
+        return {name: _around_one(size, alpha) for name, size in sizes.items()}
 
     def _write(self, model: onnx.ModelProto) -> dict[str, float]:
         """Packs each product's matrix in place; returns the relative errors."""
@@ -89,6 +108,16 @@ class WeightOnly(GraphStep):
         constants.drop_unused()
         _import_domain(model)
         return errors
+
+
+def _around_one(size: Floats, alpha: float) -> Floats:
+    """size^alpha, with a geometric mean of 1; 1 for channels that are always zero."""
+    factors = np.ones_like(size)
+    used = size > 0
+    if used.any():
+        powers = alpha * np.log(size[used])
+        factors[used] = np.exp(powers - powers.mean())
+    return factors
 
 
 def write_small_tables(model: onnx.ModelProto, *, size: int) -> int:

@@ -73,6 +73,17 @@ class Activations:
                 found[name] = Extremes(low, high)
         return found
 
+    def sizes(self) -> dict[str, NDArray[np.float32]]:
+        """The root mean square of each channel, over all tokens of all texts."""
+        sums: dict[str, NDArray[np.float64]] = {}
+        tokens = 0
+        for values in self._walk():
+            tokens += len(next(iter(values.values())))
+            for name, rows in values.items():
+                squares = np.square(rows, dtype=np.float64).sum(axis=0)
+                sums[name] = sums.get(name, np.zeros_like(squares)) + squares
+        return {name: np.sqrt(some / tokens).astype(np.float32) for name, some in sums.items()}
+
     def ranges(
         self, rule: Rule, extremes: Mapping[str, Extremes], *, percentile: float
     ) -> dict[str, Range]:

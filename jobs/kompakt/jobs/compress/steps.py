@@ -7,7 +7,7 @@ nothing of stores and tasks, only of models and of their data.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from importlib import import_module
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
@@ -131,7 +131,11 @@ def check_task(steps: list[Step], task: Task) -> None:
 
 def entry_of(step: Step) -> Entry:
     """Where the class of a step is."""
-    return METHODS[step.quantize.method] if step.quantize is not None else STEPS[name_of(step)]
+    if step.quantize is None:
+        return STEPS[name_of(step)]
+    entry = METHODS[step.quantize.method]
+    looks = step.quantize.activation_aware_alpha_permille > 0
+    return replace(entry, needs_texts=True) if looks else entry
 
 
 def torch_step(step: Step) -> TorchStep:
