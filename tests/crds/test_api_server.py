@@ -249,7 +249,11 @@ BAD_OTHERS = [
         {"steps": [AWARE, PRUNE, {"quantize": {}}]},
         "trains for the quantize step, which must come next",
     ),
-    ("CompressionRecipe", {"steps": [AWARE]}, "trains for the quantize step, which must come next"),
+    (
+        "CompressionRecipe",
+        {"steps": [AWARE]},
+        "must come next; only the last distill step may be one",
+    ),
     (
         "CompressionRecipe",
         {"steps": [AWARE, AWARE, {"quantize": {}}]},

@@ -10,7 +10,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy import special, stats
 
+from kompakt.api.recipe import Step
 from kompakt.jobs.compress.mixed import Groups, best_choices, divergence, mix
+from kompakt.jobs.compress.steps import check_task
+from kompakt.jobs.errors import StepInvalid
 
 NAMES = "abcdef"
 
@@ -133,6 +136,14 @@ def test_ranking_and_checking_see_their_own_texts() -> None:
     alone = [floating for floating, length in world.calls if length == 50]
     assert sorted(map(len, alone)) == [3, 3, 3, 3, 4]
     assert len(world.calls) < 3 * len(COSTS)
+
+
+def test_tasks_without_a_label_for_a_text_are_refused() -> None:
+    """There is nothing to agree on."""
+    wire = {"quantize": {"method": "StaticInt8", "mixed": "Enabled"}}
+    check_task([Step.model_validate(wire)], "TextClassification")
+    with pytest.raises(StepInvalid, match="a model of the task Regression gives none"):
+        check_task([Step.model_validate(wire)], "Regression")
 
 
 def test_what_cannot_be_had_is_not_made_up() -> None:

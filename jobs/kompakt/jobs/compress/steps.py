@@ -127,6 +127,12 @@ def check_task(steps: list[Step], task: Task) -> None:
                 f"the step {name} cannot handle a model of the task {task}; take it out of the"
                 f" recipe: {', '.join(able)} can"
             )
+    mixed = any(step.quantize is not None and step.quantize.mixed == "Enabled" for step in steps)
+    if mixed and task != "TextClassification":
+        raise StepInvalid(
+            f"quantize.mixed counts texts that keep their label, and a model of the task {task}"
+            " gives none to a text; leave mixed out"
+        )
 
 
 def entry_of(step: Step) -> Entry:
