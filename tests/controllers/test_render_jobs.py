@@ -73,9 +73,9 @@ def manifests(
     return [creation.manifest for creation in created]
 
 
-def task(kind: str) -> TaskSpec:
+def task(kind: str, *, spec: CompressionPolicySpec | None = None) -> TaskSpec:
     """What a Job reads."""
-    (text,) = manifests(kind)[0]["data"].values()
+    (text,) = manifests(kind, spec=spec)[0]["data"].values()
     return TaskSpec.model_validate_json(text)
 
 
@@ -111,6 +111,15 @@ def test_the_task_is_there_before_its_job() -> None:
     assert config_map["immutable"] is True
     assert volume["configMap"]["name"] == config_map["metadata"]["name"]
     assert f"{mount['mountPath']}/{next(iter(config_map['data']))}" == names.TASK_SPEC_PATH
+
+
+@pytest.mark.parametrize(("analysis", "examples"), [("Enabled", 64), ("Disabled", 0)])
+def test_a_model_is_analyzed_where_a_policy_asks_for_it(analysis: str, examples: int) -> None:
+    """It delays everything else, so nobody gets it unasked."""
+    imported = task("Import", spec=policy_spec(analysis=analysis)).import_model
+
+    assert imported is not None
+    assert imported.analysis_examples == examples
 
 
 def test_a_disruption_is_no_failure() -> None:

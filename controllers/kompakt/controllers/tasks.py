@@ -23,6 +23,9 @@ from kompakt.controllers.plan import Create, Run, Settings
 from kompakt.controllers.render.jobs import job_manifests
 from kompakt.controllers.render.pods import owner_reference, store_root, threads
 
+ANALYSIS_EXAMPLES = 64
+"""Texts that an analysis looks at: sensitivity is the same with more, and takes longer."""
+
 
 @dataclass(frozen=True)
 class Work:
@@ -115,7 +118,11 @@ def _task(
         report_name=f"{run.meta.namespace}.{work.name}",
     )
     if work.kind == "Import":
-        imported = ImportTask(model=policy.model, data=policy.data.by_role())
+        imported = ImportTask(
+            model=policy.model,
+            data=policy.data.by_role(),
+            analysis_examples=ANALYSIS_EXAMPLES if policy.analysis == "Enabled" else 0,
+        )
         return spec.evolve(import_model=imported)
     if baseline is None or work.trial is None:
         raise ValueError(f"{work.name} needs an imported baseline and a trial")

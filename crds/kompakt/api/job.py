@@ -47,7 +47,7 @@ class ImportTask(Model):
     """By role: evaluation, goldenSet, calibration, training."""
     parity_examples: Annotated[int, Field(ge=1, le=4096)] = 32
     """Texts on which the exported model must equal torch to 1e-4."""
-    analysis_examples: Annotated[int, Field(ge=0, le=1024)] = 64
+    analysis_examples: Annotated[int, Field(ge=0, le=1024)] = 0
     """Texts of training or calibration that the analysis of the baseline takes sensitivity from, at
     most; 0 leaves the analysis out."""
 

@@ -199,6 +199,9 @@ class CompressionPolicySpec(Model):
     """What a variant must keep to be chosen, on every target."""
     optimize_for: Optimize = "Cost"
     """What the best of the variants that pass the gates is best at."""
+    analysis: Literal["Enabled", "Disabled"] = "Disabled"
+    """Whether a model is analyzed when it is imported: what each of its parts costs, and which the
+    answers would miss most. It is stored beside the baseline, and delays all else by a minute."""
     ablation: Literal["Enabled", "Disabled"] = "Disabled"
     """Whether a run measures, after its choice, what each step of the chosen chain brought."""
     serving: Serving | None = None
