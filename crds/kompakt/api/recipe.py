@@ -32,8 +32,10 @@ class TrimVocabulary(Model):
     into smaller tokens instead. For WordPiece, BPE and Unigram tokenizers.
     """
 
-    least_occurrences: Annotated[int, Field(ge=1, le=1_000_000)] = 1
-    """How often a token must occur in the training texts to stay."""
+    least_occurrences: Annotated[int, Field(ge=0, le=1_000_000)] = 1
+    """How often a token must occur in the training texts to stay. With 0, those that never occur
+    fill up what keepPermille leaves room for, in the order of their ids: tokenizers number the
+    frequent ones first."""
     keep_permille: Annotated[int, Field(ge=1, le=1000)] = 1000
     """Share of all tokens that stays at most, the most frequent ones first. What must stay does so
     beyond it."""

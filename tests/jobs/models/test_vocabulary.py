@@ -218,6 +218,22 @@ def test_frequent_tokens_stay(
     assert {words[i] for i in kept - vocabulary.always} == expected
 
 
+def test_what_was_never_seen_fills_up_the_rest() -> None:
+    """In the order of ids, behind all that was seen; places that no text leads to stay empty."""
+    words = ["[UNK]", "[unused0]", "a", "b", "##a", "##b", "ab", "ba", "aba", "bab", "##ba"]
+    tokenizer = Tokenizer(models.WordPiece({w: i for i, w in enumerate(words)}, unk_token="[UNK]"))
+    tokenizer.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
+    vocabulary = Vocabulary.of(tokenizer)
+    reachable = vocabulary.reachable(tokenizer)
+    assert [words[i] for i in reachable] == [words[0], *words[2:]]
+    counts = {words.index("bab"): 2, words.index("b"): 1}
+    for room, expected in ((1, {"bab"}), (3, {"bab", "ab", "ba"}), (99, {*words[6:]})):
+        most = len(vocabulary.always) + room
+        unseen = [i for i in reachable if i not in counts]
+        kept = choose(vocabulary, counts, least=0, most=most, unseen=unseen)
+        assert {words[i] for i in kept - vocabulary.always} == expected
+
+
 def test_bpe_keeps_what_a_token_is_merged_from() -> None:
     """`abc` comes of `ab` and `c`, so both stay, and so does the merge."""
     model = models.BPE(

@@ -49,16 +49,21 @@ class TrimTokens(TorchStep):
             )
         vocabulary = Vocabulary.of(data.tokenizer)
         protected = self._protected(encoder, data)
+        reachable = (
+            [] if self._parameters.least_occurrences else vocabulary.reachable(data.tokenizer)
+        )
         order = data.order()
         cut = len(order) - min(HELD_OUT_MOST, max(1, int(len(order) * HELD_OUT_SHARE)))
 
         # Once without the texts that tell how it will be with texts that nobody has seen.
-        seen = self._choose(vocabulary, (data.encodings[i] for i in order[:cut]), protected)
+        seen = self._choose(
+            vocabulary, (data.encodings[i] for i in order[:cut]), protected, reachable
+        )
         held_out = [data.dataset.texts[i] for i in order[cut:]]
         before = [data.encodings[i] for i in order[cut:]]
         after = Tokenizer.from_str(vocabulary.without_others(seen)[0]).encode_batch(held_out)
 
-        kept = sorted(self._choose(vocabulary, data.encodings, protected))
+        kept = sorted(self._choose(vocabulary, data.encodings, protected, reachable))
         rows = encoder.word.num_embeddings
         text, new_ids = vocabulary.without_others(kept)
         encoder.replace_words(encoder.word.weight[kept].detach())
@@ -79,7 +84,11 @@ class TrimTokens(TorchStep):
         )
 
     def _choose(
-        self, vocabulary: Vocabulary, encodings: Iterable[Encoding], protected: Sequence[int]
+        self,
+        vocabulary: Vocabulary,
+        encodings: Iterable[Encoding],
+        protected: Sequence[int],
+        reachable: Sequence[int],
     ) -> set[int]:
         counts = Counter(chain.from_iterable(encoding.ids for encoding in encodings))
         return choose(
@@ -88,6 +97,7 @@ class TrimTokens(TorchStep):
             least=self._parameters.least_occurrences,
             most=len(vocabulary.tokens) * self._parameters.keep_permille // 1000,
             protected=protected,
+            unseen=[token for token in reachable if token not in counts],
         )
 
     def _protected(self, encoder: Encoder, data: TrainingData) -> list[int]:

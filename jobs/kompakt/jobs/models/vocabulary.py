@@ -154,6 +154,19 @@ class Vocabulary:
         """Of a token at a word's end."""
         return self._model.get("end_of_word_suffix") or ""
 
+    def reachable(self, tokenizer: Tokenizer) -> list[int]:
+        """Ids of the tokens that some text is split into; vocabularies have unused places, too."""
+        inside = [id_ for token, id_ in self.tokens.items() if self._is_inside(token)]
+        others = [id_ for token, id_ in self.tokens.items() if not self._is_inside(token)]
+        texts = tokenizer.decode_batch([[id_] for id_ in others], skip_special_tokens=False)
+        found = tokenizer.encode_batch(texts, add_special_tokens=False)
+        alone = (id_ for id_, one in zip(others, found, strict=True) if id_ in one.ids)
+        return sorted([*inside, *alone])
+
+    def _is_inside(self, token: str) -> bool:
+        """Whether it stands within a word only, and so for no text by itself."""
+        return bool(self._prefix) and token.startswith(self._prefix)
+
     @property
     def _words(self) -> Iterable[str]:
         """Tokens that stand for text as it is written."""
@@ -222,6 +235,7 @@ def choose(
     least: int,
     most: int,
     protected: Iterable[int] = (),
+    unseen: Iterable[int] = (),
 ) -> set[int]:
     """The tokens that stay: by how often texts have them, with all that these need.
 
@@ -231,11 +245,11 @@ def choose(
         least: A token that occurs less often goes.
         most: So many tokens stay at most, the most frequent ones first; what must stay may be more.
         protected: Tokens that stay anyway.
+        unseen: Others that stay where there is room left, the first ones first.
     """
     kept = set(vocabulary.always | vocabulary.closure(protected))
-    for token in sorted(counts, key=lambda token: (-counts[token], token)):
-        if counts[token] < least:
-            break
+    frequent = (token for token, count in counts.items() if count >= least)
+    for token in (*sorted(frequent, key=lambda token: (-counts[token], token)), *unseen):
         wanted = vocabulary.closure([token]) - kept
         if len(kept) + len(wanted) <= most:
             kept |= wanted
