@@ -53,6 +53,7 @@ def test_the_front_has_what_nothing_dominates(some: Array) -> None:
     assert set(found) == expected
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("directions", [2, 3])
 def test_the_expected_improvement_is_the_mean_improvement(directions: int) -> None:
     """Beside 4,000 draws of each guess; one guess is beyond the reference, one is hopeless."""

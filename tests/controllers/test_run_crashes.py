@@ -123,7 +123,11 @@ def test_at_all_times(events: list[tuple[str, int]]) -> None:
             assert number is None or int(number) in trials
 
 
-@pytest.mark.parametrize("name", WORLDS)
+@pytest.mark.parametrize(
+    "name",
+    # It has by far the longest history.
+    [pytest.param(n, marks=pytest.mark.slow) if n == "halving" else n for n in WORLDS],
+)
 def test_a_crash_between_any_two_actions(name: str) -> None:
     """The operator dies once, after each action of the whole history in turn: nothing is lost, done
     twice, or left running.

@@ -19,6 +19,8 @@ from kompakt.jobs.compress.importance import fisher
 from kompakt.jobs.compress.low_rank import Place
 from kompakt.jobs.models.session import open_session
 
+pytestmark = pytest.mark.slow
+
 Benches = Callable[[str], Any]
 
 
