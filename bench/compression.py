@@ -16,7 +16,6 @@ from __future__ import annotations
 import argparse
 import json
 import os
-import random
 import shutil
 import subprocess
 import sys
@@ -29,8 +28,10 @@ from typing import Any, TypeVar
 
 import numpy as np
 import yaml
+from bench.texts import budgeted, of_length
 from examples.sentiment.prepare import prepare
 
+from kompakt.api.artifact import TOKENIZER_NAME
 from kompakt.api.base import Digest
 from kompakt.api.job import TaskResult
 from kompakt.api.recipe import CompressionRecipeSpec, Step
@@ -39,13 +40,11 @@ from kompakt.controllers import family
 from kompakt.controllers.bounds import drop_basis_points, upper_bound_basis_points
 from kompakt.jobs import machine
 from kompakt.jobs.benchmark.interleave import interleave
-from kompakt.jobs.data.examples import Dataset
 from kompakt.jobs.data.reader import read
 from kompakt.jobs.data.targets import Targets
 from kompakt.jobs.evaluate.classifier import Classifier
 from kompakt.jobs.evaluate.paired import evaluate
 from kompakt.jobs.evaluate.predictions import logits_of
-from kompakt.jobs.models.text import open_tokenizer
 from kompakt.jobs.store import Store
 
 ResultT = TypeVar("ResultT")
@@ -203,7 +202,14 @@ class _Judge:
         manifest = self._store.get_artifact(baseline, self._folder / "baseline")
         self._labels = Targets(manifest.task, manifest.labels).resolve(self._dataset)
         self._texts = {
-            length: list(_texts(self._dataset, self._folder / "baseline", length))
+            length: list(
+                of_length(
+                    self._dataset.texts,
+                    self._folder / "baseline" / TOKENIZER_NAME,
+                    tokens=length,
+                    count=TEXTS,
+                )
+            )
             for length in LENGTHS
         }
 
@@ -256,27 +262,10 @@ class _Judge:
         )
 
 
-def _texts(dataset: Dataset, baseline: Path, tokens: int) -> Iterator[str]:
-    """Sentences put together to texts of just so many tokens, or one less."""
-    tokenizer = open_tokenizer(baseline / "tokenizer.json", max_sequence_length=4 * max(LENGTHS))
-    words = [word for text in dataset.texts for word in text.split()]
-    draw = random.Random(tokens)
-    for _ in range(TEXTS):
-        start = draw.randrange(len(words) - tokens)
-        count = tokens
-        while len(tokenizer.encode(" ".join(words[start : start + count]))) > tokens:
-            count -= 1
-        yield " ".join(words[start : start + count])
-
-
 def _prepare(folder: Path) -> Bench:
     """The example, and its training texts cut to what the budget allows."""
     example = prepare(print)
-    lines = [json.loads(line) for line in example.data("training").read_text().splitlines()]
-    random.Random(0).shuffle(lines)
-    chosen = lines[: LABELLED + UNLABELLED]
-    for line in chosen[LABELLED:]:
-        line["label"] = None
+    chosen = budgeted(example.data("training"), labelled=LABELLED, unlabelled=UNLABELLED, seed=0)
     training, calibration = folder / "training.jsonl", folder / "calibration.jsonl"
     training.write_text("".join(json.dumps(line) + "\n" for line in chosen))
     texts = ({"text": line["text"]} for line in chosen[-CALIBRATION - CHECKED :])

@@ -16,7 +16,6 @@ from __future__ import annotations
 import argparse
 import json
 import os
-import random
 import sys
 import tempfile
 import time
@@ -38,9 +37,11 @@ from bench.search_table import (
     read_space,
     write_table,
 )
+from bench.texts import budgeted, of_length
 from examples.sentiment.prepare import prepare
 from typing_extensions import override
 
+from kompakt.api.artifact import TOKENIZER_NAME
 from kompakt.api.base import Digest
 from kompakt.api.job import CompressResult, CompressTask, ImportResult, ImportTask
 from kompakt.api.measure import PairedCounts
@@ -57,7 +58,6 @@ from kompakt.jobs.evaluate.classifier import Classifier
 from kompakt.jobs.evaluate.paired import evaluate
 from kompakt.jobs.evaluate.predictions import logits_of
 from kompakt.jobs.importing import import_model
-from kompakt.jobs.models.text import open_tokenizer
 from kompakt.jobs.store import Store
 from kompakt.jobs.task import Workplace
 
@@ -313,7 +313,15 @@ def _measure(
     with tempfile.TemporaryDirectory(prefix="kompakt-trial-") as scratch:
         folder = Path(scratch)
         theirs = _opened(work.store, baseline, folder / "baseline")
-        texts = list(_long_texts(work, folder / "baseline"))
+        rows = (work.folder / "data" / "evaluation.jsonl").read_text().splitlines()
+        texts = list(
+            of_length(
+                (json.loads(row)["text"] for row in rows),
+                folder / "baseline" / TOKENIZER_NAME,
+                tokens=TOKENS,
+                count=TEXTS,
+            )
+        )
         names = [SOURCE, *(key(point.steps(space)) for point in chosen)]
         for number, name in enumerate(names):
             made = work.known("artifacts", name)
@@ -351,20 +359,6 @@ def _opened(store: Store, digest: Digest, folder: Path) -> Classifier:
     return classifier
 
 
-def _long_texts(work: _Work, baseline: Path) -> Iterator[str]:
-    """Sentences put together to texts of just so many tokens, or one less."""
-    tokenizer = open_tokenizer(baseline / "tokenizer.json", max_sequence_length=4 * TOKENS)
-    lines = (work.folder / "data" / "evaluation.jsonl").read_text().splitlines()
-    words = [word for line in lines for word in json.loads(line)["text"].split()]
-    draw = random.Random(TOKENS)
-    for _ in range(TEXTS):
-        start = draw.randrange(len(words) - TOKENS)
-        count = TOKENS
-        while len(tokenizer.encode(" ".join(words[start : start + count]))) > TOKENS:
-            count -= 1
-        yield " ".join(words[start : start + count])
-
-
 def _data(folder: Path) -> tuple[Path, Path, Path]:
     """Training texts, most without their labels; texts for ranges; held-out texts."""
     paths = [
@@ -372,11 +366,9 @@ def _data(folder: Path) -> tuple[Path, Path, Path]:
     ]
     if not all(path.is_file() for path in paths):
         example = prepare(print)
-        lines = [json.loads(line) for line in example.data("training").read_text().splitlines()]
-        random.Random(SEED).shuffle(lines)
-        lines = lines[: LABELLED + UNLABELLED]
-        for line in lines[LABELLED:]:
-            line["label"] = None
+        lines = budgeted(
+            example.data("training"), labelled=LABELLED, unlabelled=UNLABELLED, seed=SEED
+        )
         paths[0].parent.mkdir(exist_ok=True)
         paths[0].write_text("".join(json.dumps(line) + "\n" for line in lines))
         texts = ({"text": line["text"]} for line in lines[-CALIBRATION:])

@@ -8,7 +8,7 @@ import contextlib
 import socket
 import sys
 import time
-from collections.abc import AsyncGenerator, Awaitable, Callable, Mapping
+from collections.abc import AsyncGenerator, Awaitable, Callable, Mapping, Sequence
 from contextlib import AbstractAsyncContextManager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -26,8 +26,10 @@ from tokenizers.pre_tokenizers import Whitespace
 
 from kompakt.api.artifact import ArtifactFile, ArtifactManifest, sha256_digest
 from kompakt.api.base import Task
+from kompakt.serving import comparator_app
 from kompakt.serving.app import ModelService, Settings
 from kompakt.serving.asgi import Health, Scope
+from kompakt.serving.comparator import Comparator, ShadowMeter
 from kompakt.serving.endpoint import Endpoint, Limits
 from kompakt.serving.lifecycle import Application, make_server
 
@@ -259,6 +261,30 @@ def serve_http() -> ServeHttp:
             await task
 
     return serve
+
+
+@pytest.fixture
+def comparing(serve_model: ServeModel, serve_http: ServeHttp) -> Callable[..., Any]:
+    """A comparator between the models of two folders, the stable one first, behind HTTP."""
+
+    @contextlib.asynccontextmanager
+    async def compare(folders: Sequence[Path], **options: Any) -> AsyncGenerator[Comparator]:
+        async with contextlib.AsyncExitStack() as stack:
+            urls = []
+            for folder in folders:
+                served = await stack.enter_async_context(serve_model(folder))
+                urls.append(await stack.enter_async_context(serve_http(served.endpoint)))
+            health, meter = Health(), ShadowMeter(warmup_pairs=0)
+            comparator = Comparator(health=health, meter=meter, capacity=64)
+            settings = comparator_app.Settings(urls[0], urls[1], "sentiment", **options)
+            service = comparator_app.ComparisonService(comparator, meter, health, settings)
+            await service.start()
+            try:
+                yield comparator
+            finally:
+                await service.stop()
+
+    return compare
 
 
 @pytest.fixture

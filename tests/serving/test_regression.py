@@ -3,9 +3,7 @@
 
 from __future__ import annotations
 
-import contextlib
 import json
-from collections.abc import AsyncGenerator
 from pathlib import Path
 from typing import Any
 
@@ -13,9 +11,6 @@ import pytest
 
 from kompakt.serving.agreement import WithinTolerance, agreement_of
 from kompakt.serving.artifact import ArtifactError, load_artifact
-from kompakt.serving.asgi import Health
-from kompakt.serving.comparator import Comparator, ShadowMeter
-from kompakt.serving.comparator_app import ComparisonService, Settings
 
 MODEL = "/v2/models/sentiment"
 STABLE = {"good": 1.0, "great": 2.0, "bad": -1.0, "odd": 0.25}
@@ -72,40 +67,23 @@ def test_a_manifest_says_how_numbers_are_compared(
         load_artifact(folder)
 
 
-@contextlib.asynccontextmanager
-async def comparing(
-    make_artifact: Any, serve_model: Any, serve_http: Any, **options: Any
-) -> AsyncGenerator[Comparator]:
-    """A comparator between the two models behind HTTP."""
-    async with contextlib.AsyncExitStack() as stack:
-        urls = []
-        for name, numbers in (("stable", STABLE), ("candidate", CANDIDATE)):
-            folder = make_artifact(name, numbers=numbers)
-            served = await stack.enter_async_context(serve_model(folder))
-            urls.append(await stack.enter_async_context(serve_http(served.endpoint)))
-        health, meter = Health(), ShadowMeter(warmup_pairs=0)
-        comparator = Comparator(health=health, meter=meter, capacity=64)
-        settings = Settings(urls[0], urls[1], "sentiment", **options)
-        service = ComparisonService(comparator, meter, health, settings)
-        await service.start()
-        try:
-            yield comparator
-        finally:
-            await service.stop()
+def artifacts(make_artifact: Any) -> list[Path]:
+    """The stable one and the candidate."""
+    both = (("stable", STABLE), ("candidate", CANDIDATE))
+    return [make_artifact(name, numbers=numbers) for name, numbers in both]
 
 
 @pytest.mark.slow
 async def test_numbers_agree_within_the_tolerance(
     make_artifact: Any,
-    serve_model: Any,
-    serve_http: Any,
+    comparing: Any,
     call_app: Any,
     infer_body: Any,
     parse_metrics: Any,
     wait_until: Any,
 ) -> None:
     """Counted under the number's name."""
-    async with comparing(make_artifact, serve_model, serve_http) as comparator:
+    async with comparing(artifacts(make_artifact)) as comparator:
         call = call_app(comparator)
 
         def series() -> dict[str, float]:
@@ -124,8 +102,7 @@ async def test_numbers_agree_within_the_tolerance(
 @pytest.mark.slow
 async def test_the_golden_set_is_right_within_the_tolerance(
     make_artifact: Any,
-    serve_model: Any,
-    serve_http: Any,
+    comparing: Any,
     parse_metrics: Any,
     wait_until: Any,
     tmp_path: Path,
@@ -135,7 +112,7 @@ async def test_the_golden_set_is_right_within_the_tolerance(
     golden = tmp_path / "golden.jsonl"
     golden.write_text("".join(json.dumps({"text": t, "label": n}) + "\n" for t, n in rows))
     options = {"golden": golden, "golden_rps": 10_000.0, "golden_interval_seconds": 1000.0}
-    async with comparing(make_artifact, serve_model, serve_http, **options) as comparator:
+    async with comparing(artifacts(make_artifact), **options) as comparator:
 
         def series(name: str) -> float:
             found: dict[str, float] = parse_metrics(comparator.registry.render())

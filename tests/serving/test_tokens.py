@@ -3,10 +3,8 @@
 
 from __future__ import annotations
 
-import contextlib
 import json
 import math
-from collections.abc import AsyncGenerator
 from pathlib import Path
 from typing import Any
 
@@ -20,9 +18,6 @@ from tokenizers.pre_tokenizers import ByteLevel
 
 from kompakt.serving.agreement import SameTags
 from kompakt.serving.artifact import ArtifactError, load_artifact
-from kompakt.serving.asgi import Health
-from kompakt.serving.comparator import Comparator, ShadowMeter
-from kompakt.serving.comparator_app import ComparisonService, Settings
 from kompakt.serving.tagger import Tagger, word_tokens
 
 MODEL = "/v2/models/sentiment"
@@ -95,40 +90,23 @@ def test_a_space_before_a_word_is_no_part_of_it() -> None:
     assert [text[begin:end] for _, begin, end in spans] == ["ab", "cd", "é", "."]
 
 
-@contextlib.asynccontextmanager
-async def comparing(
-    make_artifact: Any, serve_model: Any, serve_http: Any, **options: Any
-) -> AsyncGenerator[Comparator]:
-    """A comparator between the two models behind HTTP."""
-    async with contextlib.AsyncExitStack() as stack:
-        urls = []
-        for name, meanings in (("stable", STABLE), ("candidate", CANDIDATE)):
-            folder = make_artifact(name, meanings, each_token=True)
-            served = await stack.enter_async_context(serve_model(folder))
-            urls.append(await stack.enter_async_context(serve_http(served.endpoint)))
-        health, meter = Health(), ShadowMeter(warmup_pairs=0)
-        comparator = Comparator(health=health, meter=meter, capacity=64)
-        settings = Settings(urls[0], urls[1], "sentiment", **options)
-        service = ComparisonService(comparator, meter, health, settings)
-        await service.start()
-        try:
-            yield comparator
-        finally:
-            await service.stop()
+def artifacts(make_artifact: Any) -> list[Path]:
+    """The stable one and the candidate."""
+    both = (("stable", STABLE), ("candidate", CANDIDATE))
+    return [make_artifact(name, meanings, each_token=True) for name, meanings in both]
 
 
 @pytest.mark.slow
 async def test_texts_are_compared_word_by_word(
     make_artifact: Any,
-    serve_model: Any,
-    serve_http: Any,
+    comparing: Any,
     call_app: Any,
     infer_body: Any,
     parse_metrics: Any,
     wait_until: Any,
 ) -> None:
     """One other label makes it another answer; what counts is texts."""
-    async with comparing(make_artifact, serve_model, serve_http) as comparator:
+    async with comparing(artifacts(make_artifact)) as comparator:
         call = call_app(comparator)
 
         def series() -> dict[str, float]:
@@ -147,8 +125,7 @@ async def test_texts_are_compared_word_by_word(
 @pytest.mark.slow
 async def test_a_golden_text_is_right_when_all_of_its_words_are(
     make_artifact: Any,
-    serve_model: Any,
-    serve_http: Any,
+    comparing: Any,
     parse_metrics: Any,
     wait_until: Any,
     tmp_path: Path,
@@ -164,7 +141,7 @@ async def test_a_golden_text_is_right_when_all_of_its_words_are(
     golden = tmp_path / "golden.jsonl"
     golden.write_text("".join(json.dumps({"text": t, "label": n}) + "\n" for t, n in rows))
     options = {"golden": golden, "golden_rps": 10_000.0, "golden_interval_seconds": 1000.0}
-    async with comparing(make_artifact, serve_model, serve_http, **options) as comparator:
+    async with comparing(artifacts(make_artifact), **options) as comparator:
 
         def series(name: str) -> float:
             found: dict[str, float] = parse_metrics(comparator.registry.render())

@@ -195,7 +195,7 @@ def measure(
 ) -> LatencyTable:
     """Times both halves in all these sizes; a text's latency is the mean over the lengths."""
     started = time.monotonic()
-    kinds = [
+    kinds: list[tuple[type[_Attention | _FeedForward], Sequence[int]]] = [
         (_Attention, heads),
         (_FeedForward, neurons),
         (_LastAttention, heads),
@@ -241,28 +241,16 @@ def _time(session: Any, inputs: dict[str, NDArray[Any]]) -> float:
     return (time.perf_counter() - started) / RUNS
 
 
-class _Half(nn.Module):
-    """Some halves of layers, one after the other."""
+class _Attention(nn.Module):
+    """First halves of layers, one after the other."""
 
     DEPTH: ClassVar[int] = DEPTH
 
-    def __init__(self, config: EncoderConfig, count: int) -> None:
+    def __init__(self, config: EncoderConfig, heads: int) -> None:
         super().__init__()
-        self.layers = nn.ModuleList(self.layer(config, count) for _ in range(self.DEPTH))
-
-    @staticmethod
-    def layer(config: EncoderConfig, count: int) -> Layer:
-        """One with so many heads or neurons."""
-        raise NotImplementedError
-
-
-class _Attention(_Half):
-    """First halves."""
-
-    @staticmethod
-    @override
-    def layer(config: EncoderConfig, count: int) -> Layer:
-        return Layer(config, heads=count, ffn_size=0)
+        self.layers = nn.ModuleList(
+            Layer(config, heads=heads, ffn_size=0) for _ in range(self.DEPTH)
+        )
 
     @override
     def forward(self, x: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
@@ -271,13 +259,16 @@ class _Attention(_Half):
         return x
 
 
-class _FeedForward(_Half):
-    """Second halves."""
+class _FeedForward(nn.Module):
+    """Second halves of layers, one after the other."""
 
-    @staticmethod
-    @override
-    def layer(config: EncoderConfig, count: int) -> Layer:
-        return Layer(config, heads=0, ffn_size=count)
+    DEPTH: ClassVar[int] = DEPTH
+
+    def __init__(self, config: EncoderConfig, neurons: int) -> None:
+        super().__init__()
+        self.layers = nn.ModuleList(
+            Layer(config, heads=0, ffn_size=neurons) for _ in range(self.DEPTH)
+        )
 
     @override
     def forward(self, x: torch.Tensor, _mask: torch.Tensor) -> torch.Tensor:
