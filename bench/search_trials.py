@@ -51,8 +51,9 @@ from kompakt.jobs import machine
 from kompakt.jobs.benchmark.interleave import interleave
 from kompakt.jobs.compress.chain import compress
 from kompakt.jobs.compress.steps import name_of, split
-from kompakt.jobs.data.examples import Dataset, resolve_labels
+from kompakt.jobs.data.examples import Dataset
 from kompakt.jobs.data.reader import read
+from kompakt.jobs.data.targets import Targets
 from kompakt.jobs.errors import JobError
 from kompakt.jobs.evaluate.classifier import Classifier
 from kompakt.jobs.evaluate.paired import evaluate
@@ -226,7 +227,8 @@ class _Maker:
 
     def _evaluated(self, digest: Digest, dataset: Dataset) -> dict[str, Any]:
         store = self._work.store
-        labels = resolve_labels(dataset, store.manifest(self.baseline).labels)
+        source = store.manifest(self.baseline)
+        targets = Targets(source.task, source.labels).resolve(dataset)
         with tempfile.TemporaryDirectory() as scratch:
             theirs, ours = (
                 logits_of(
@@ -241,7 +243,7 @@ class _Maker:
             )
         evaluation = evaluate(
             dataset,
-            labels,
+            targets,
             baseline=theirs,
             candidate=ours,
             selection_permille=SELECTION_PERMILLE,
