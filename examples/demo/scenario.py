@@ -24,13 +24,14 @@ from examples.demo.errors import DemoError
 from examples.demo.history import History
 from examples.demo.kube import KOMPAKT, Kube, Object
 from examples.demo.live import View
-from examples.demo.observe import SeenVariant, observe
+from examples.demo.observe import Seen, SeenVariant, observe
 from examples.demo.page import Mark
 from examples.demo.records import TrafficLog, variant_tag
 from examples.demo.report import Regression, regression
 from examples.sentiment.prepare import Example
 
 from kompakt.api.policy import CompressionPolicySpec
+from kompakt.api.run import CompressionRunStatus
 
 MANIFESTS: Final = ROOT / "examples" / "sentiment"
 CALM_RATE: Final = 10.0
@@ -78,6 +79,15 @@ class Declared:
         """The latency objective."""
         slos = (s.threshold_microseconds for s in self.spec.rollout.slos if s.type == "Latency")
         return next((t for t in slos if t is not None), 1_000_000) / 1e6
+
+
+def compressed_all(run: Seen[CompressionRunStatus] | None) -> bool:
+    """Whether a run has no trial left to be compressed."""
+    if run is None:
+        return False
+    trials = run.status.trials
+    waiting = any(trial.state in {"Proposed", "Compressing"} for trial in trials)
+    return bool(trials) and len(trials) == run.status.trials_total and not waiting
 
 
 @dataclass
@@ -213,7 +223,15 @@ class Demo:
         return digest
 
     async def make_over_pruned(self) -> str:
-        """Make and register the over-pruned variant; returns the name of its ModelVariant."""
+        """Make and register the over-pruned variant; returns the name of its ModelVariant.
+
+        Beside the measurement of the last good one: the nodes that compress are idle then.
+        """
+        await self._until(
+            lambda: compressed_all(self.history.snapshot.run()),
+            seconds=600,
+            what="the run did not compress all that it is to try",
+        )
         run = self.history.snapshot.run()
         if run is None or run.status.baseline is None:
             raise self.broken("there is no run to make another variant like")

@@ -1,13 +1,18 @@
 # SPDX-License-Identifier: Apache-2.0
 from __future__ import annotations
 
+from dataclasses import replace
 from itertools import pairwise
+from typing import Any
 
+import pytest
 from examples.demo.history import History
 from examples.demo.narrate import describe_trial, describe_verdict, narrate
 from examples.demo.observe import Route, Snapshot
+from examples.demo.scenario import compressed_all
 
 from kompakt.api.rollout import SloVerdict
+from kompakt.api.run import Trial
 
 from .conftest import SMALL, MadeUp, World, figures, the_run
 
@@ -96,3 +101,33 @@ def test_a_verdict_is_told_with_its_counts() -> None:
     assert describe_verdict(verdict) == (
         "latency Fail: 300 of 1,200 bad, truly between 18.5 and 31.9 %, at most 5.0 % allowed"
     )
+
+
+@pytest.mark.parametrize(
+    ("states", "planned", "expected"),
+    [
+        (["Compressing"], 1, "waits"),
+        (["Measuring"], 2, "waits"),
+        (["Complete", "Proposed"], 2, "waits"),
+        (["Complete", "Measuring"], 2, "done"),
+        (["Failed", "Complete"], 2, "done"),
+        ([], 0, "waits"),
+    ],
+)
+def test_all_is_compressed_when_nothing_waits(
+    states: list[Any], planned: int, expected: str
+) -> None:
+    """A trial that was not proposed yet is missing from the list; the total tells."""
+    run = the_run()
+    trials = [
+        Trial(number=number, recipe="r", origin="Recipe", state=state)
+        for number, state in enumerate(states)
+    ]
+    status = run.status.evolve(trials=trials, trials_total=planned)
+
+    assert compressed_all(replace(run, status=status)) is (expected == "done")
+
+
+def test_nothing_is_compressed_before_there_is_a_run() -> None:
+    """The first looks at the cluster see none."""
+    assert not compressed_all(None)
