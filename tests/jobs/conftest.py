@@ -52,6 +52,8 @@ WORDS = [
 ]
 LABELS = ("negative", "neutral", "positive")
 HIDDEN, LAYERS, FFN, HEADS, POSITIONS, EMBEDDING = 64, 2, 128, 4, 48, 32
+BUCKETS = 12
+"""Far fewer than positions, so that most distances share one."""
 SPECIAL = ["[PAD]", "[UNK]", "[CLS]", "[SEP]"]
 LETTERS = "bcdefghijklmnopqrstuvwxyz"
 PARTS = [*LETTERS, "##a", *(f"##{letter}" for letter in LETTERS), "##ing", "act", "##or", "##ly"]
@@ -128,6 +130,25 @@ CONFIGS: dict[str, dict[str, Any]] = {
         "layer_norm_eps": 1e-12,
         "pad_token_id": 0,
     },
+    "deberta-v2": {
+        "architectures": ["DebertaV2ForSequenceClassification"],
+        "hidden_size": HIDDEN,
+        "num_hidden_layers": LAYERS,
+        "num_attention_heads": HEADS,
+        "intermediate_size": FFN,
+        "max_position_embeddings": POSITIONS,
+        "max_relative_positions": -1,
+        "type_vocab_size": 0,
+        "hidden_act": "gelu",
+        "layer_norm_eps": 1e-7,
+        "pad_token_id": 0,
+        "relative_attention": True,
+        "share_att_key": True,
+        "position_biased_input": False,
+        "norm_rel_ebd": "layer_norm",
+        "pos_att_type": ["p2c", "c2p"],
+        "position_buckets": BUCKETS,
+    },
 }
 
 
@@ -172,7 +193,7 @@ def write_checkpoint(
     encoder = Encoder(
         EncoderConfig(
             vocabulary=config["vocab_size"],
-            positions=POSITIONS,
+            positions=0 if architecture.relative else POSITIONS,
             token_types=config.get("type_vocab_size", 0),
             embedding=config.get("embedding_size", HIDDEN),
             hidden=HIDDEN,
@@ -185,6 +206,8 @@ def write_checkpoint(
             norm_epsilon=config.get("layer_norm_eps", 1e-12),
             first_position=architecture.first_position,
             task="TokenClassification" if each_token else "TextClassification",
+            distances=2 * BUCKETS if architecture.relative else 0,
+            longest=POSITIONS,
         )
     )
     with torch.no_grad():

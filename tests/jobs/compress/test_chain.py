@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from tests.jobs.conftest import write_checkpoint
 
 from kompakt.api.job import CompressTask, ImportResult, ImportTask
 from kompakt.jobs.artifact import count_parameters
@@ -46,8 +47,15 @@ def place(workshop: Any) -> Places:
 
 
 @pytest.fixture
-def imported(workshop: Any, place: Places) -> ImportResult:
+def model_type() -> str:
+    """Of the source, where a test does not say otherwise."""
+    return "bert"
+
+
+@pytest.fixture
+def imported(workshop: Any, place: Places, model_type: str) -> ImportResult:
     """The baseline."""
+    write_checkpoint(workshop.checkpoint, model_type)
     model = {"uri": f"file://{workshop.checkpoint}", "maxSequenceLength": 40}
     return import_model(ImportTask.model_validate({"model": model}), place())
 
@@ -90,6 +98,24 @@ def test_a_whole_recipe_makes_an_artifact(
     classifier = Classifier(made.scratch / "check", threads=1)
     assert classifier.answer("a good film").shape == (3,)
     assert set(made.seconds) >= {"prune", "distill", "quantize", "export"}
+
+
+@pytest.mark.parametrize("model_type", ["deberta-v2"])
+def test_relative_positions_go_through_a_whole_recipe(
+    task: Callable[..., CompressTask], imported: ImportResult, place: Places
+) -> None:
+    """What cannot handle them says so before any work."""
+    made, prune = place(), {"prune": {"ffnKeepPermille": 900, "headKeepPermille": 900}}
+    result = compress(task(prune, DISTILL, QUANTIZE), made)
+    assert result.size_bytes < imported.size_bytes / 1.6
+    assert made.details["firstTokenOnly"]
+    for step, message in (
+        ({"lowRank": {"keepPermille": 500}}, "lowRank is for models with absolute positions"),
+        ({"prune": {"latencyKeepPermille": 500}}, "latencyKeepPermille is for models with absol"),
+    ):
+        with pytest.raises(StepInvalid, match=message):
+            compress(task(DISTILL, step), made := place())
+        assert "distill" not in made.seconds
 
 
 def test_without_torch_steps_the_baseline_is_quantized(

@@ -2,6 +2,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from pathlib import Path
 
 import numpy as np
 import onnx
@@ -19,6 +20,7 @@ from kompakt.jobs.compress.qdq import (
     quantize_weight,
     smooth,
     smoothing_factors,
+    write_distances,
     write_products,
     write_tables,
 )
@@ -200,3 +202,39 @@ def test_smoothing_changes_nothing_but_who_has_the_outliers() -> None:
         smoothing_factors(np.array([0.0, 2.0], np.float32), np.array([1.0, 0.0], np.float32), 0.5),
         [1.0, 1.0],
     )
+
+
+def test_tables_of_distances_are_stored_in_half_and_computed_with_in_whole() -> None:
+    """The constant of four axes alone."""
+    table = matrix(1, 4, 8, 200)
+    constants = {"table": table, "scale": np.array(0.5, np.float32)}
+    nodes = [
+        helper.make_node("Constant", [], [name], name=name, value=numpy_helper.from_array(value))
+        for name, value in constants.items()
+    ]
+    nodes += [
+        helper.make_node("Mul", ["x", "scale"], ["scaled"]),
+        helper.make_node("MatMul", ["scaled", "table"], ["y"], name="product"),
+    ]
+    model = tiny({}, *nodes)
+    halved = onnx.ModelProto.FromString(model.SerializeToString())
+    assert write_distances(halved) == 1
+    assert halved.ByteSize() < 0.6 * model.ByteSize()
+    x = matrix(4, 5, 8, seed=1)
+    exact, found = run(model, x=x), run(halved, x=x)
+    assert 0 < np.abs(exact - found).max() < 2e-3 * np.abs(exact).max()
+    assert write_distances(halved) == 0
+
+
+@pytest.mark.parametrize("bits", [16, 32])
+def test_no_table_of_distances_is_widened_for_each_text(bits: int, tmp_path: Path) -> None:
+    """The graph that runs has no conversion left, whatever the file says."""
+    table = helper.make_node(
+        "Constant", [], ["table"], value=numpy_helper.from_array(matrix(1, 4, 8, 200))
+    )
+    model = tiny({}, table, helper.make_node("MatMul", ["x", "table"], ["y"]))
+    if bits == 16:
+        write_distances(model)
+    path = tmp_path / "runs.onnx"
+    open_session(model.SerializeToString(), threads=1, optimized=path)
+    assert [node.op_type for node in onnx.load(str(path)).graph.node] == ["MatMul"]

@@ -109,8 +109,8 @@ def test_a_half_quantized_graph_is_no_variant(
 
     original = quantization.quantize_dynamic
 
-    def forgetful(source: str, target: str, **settings: object) -> None:
-        names = [n.name for n in onnx.load(source).graph.node if n.op_type == "MatMul"]
+    def forgetful(source: onnx.ModelProto, target: str, **settings: object) -> None:
+        names = [n.name for n in source.graph.node if n.op_type == "MatMul"]
         original(source, target, nodes_to_exclude=names[:1], **settings)
 
     monkeypatch.setattr(quantization, "quantize_dynamic", forgetful)

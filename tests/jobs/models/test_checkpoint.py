@@ -78,6 +78,28 @@ def test_unsupported_models_are_refused(
         inspect(folder, origin="hf://org/name")
 
 
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"conv_kernel_size": 3}, r"conv_kernel_size 3 in config.json; of a DebertaV2.* None or 0"),
+        ({"share_att_key": False}, r"share_att_key False .* only True is supported"),
+        ({"position_biased_input": True}, r"position_biased_input True"),
+        ({"pos_att_type": ["c2p"]}, r"pos_att_type \['c2p'\]"),
+        ({"position_buckets": 16}, r"position_buckets 16 .* \(24 x 64\) does not fit"),
+        ({"max_relative_positions": 20}, r"max_relative_positions 20 and 48 max_position"),
+    ],
+    ids=lambda value: "" if isinstance(value, str) else str(value),
+)
+def test_other_kinds_of_relative_positions_are_refused(
+    checkpoint_of: Checkpoints, changes: dict[str, Any], message: str
+) -> None:
+    """Of the many settings of DeBERTa, those that its third version has."""
+    folder = checkpoint_of("deberta-v2")
+    change_config(folder, **changes)
+    with pytest.raises(ModelUnsupported, match=message):
+        inspect(folder, origin="hf://org/name")
+
+
 def drop_head(state: dict[str, torch.Tensor]) -> None:
     """As a base model that somebody renamed."""
     del state["classifier.weight"], state["classifier.bias"]

@@ -31,7 +31,14 @@ from kompakt.jobs.artifact import count_parameters, describe_variant
 from kompakt.jobs.compress.first_token import compute_first_token
 from kompakt.jobs.compress.graph import Graph, GraphData
 from kompakt.jobs.compress.sources import Texts, choose, gather
-from kompakt.jobs.compress.steps import check_task, graph_step, name_of, split, torch_step
+from kompakt.jobs.compress.steps import (
+    check_positions,
+    check_task,
+    graph_step,
+    name_of,
+    split,
+    torch_step,
+)
 from kompakt.jobs.data.examples import Dataset
 from kompakt.jobs.data.targets import Targets
 from kompakt.jobs.data.words import count_words
@@ -157,6 +164,7 @@ class _Chain:
         self._origin = checkpoint.inspect(
             self._source_folder, origin=f"checkpoint {task.checkpoint_digest}"
         )
+        check_positions(task.steps, relative=self._origin.architecture.relative)
         source_checkpoint = self._origin
         tokenizer = text.open_tokenizer(
             place.scratch / "baseline" / TOKENIZER_NAME,

@@ -166,6 +166,15 @@ def _transpose(node: onnx.NodeProto, axis: int, _shapes: _Shapes) -> list[Axis] 
     return [order[axis]] if order is not None else None
 
 
+def _gather_elements(node: onnx.NodeProto, axis: int, shapes: _Shapes) -> list[Axis] | None:
+    """The output has the shape of the indices, which say where along one axis to look."""
+    rank = shapes.rank(node.input[0])
+    along = _setting(node, "axis", 0)
+    if rank is None:
+        return None
+    return [None if axis == along % rank else axis, axis]
+
+
 def _reshape(node: onnx.NodeProto, axis: int, shapes: _Shapes) -> list[Axis] | None:
     """[batch, tokens, …] to [0, -1, …]: the tokens stay what they are."""
     shape = shapes.constant(node.input[1])
@@ -182,6 +191,7 @@ _RULES: dict[str, Callable[[onnx.NodeProto, int, _Shapes], list[Axis] | None]] =
     "Softmax": _along_last,
     "LayerNormalization": _along_last,
     "MatMul": _product,
+    "GatherElements": _gather_elements,
     "Transpose": _transpose,
     "Reshape": _reshape,
 }

@@ -16,6 +16,7 @@ from typing_extensions import override
 
 from kompakt.api.recipe import Quantize
 from kompakt.jobs.compress.graph import Graph, GraphData
+from kompakt.jobs.compress.qdq import write_distances
 from kompakt.jobs.compress.steps import GraphStep
 from kompakt.jobs.errors import QuantizationIncomplete
 
@@ -38,11 +39,13 @@ def to_int8(source: Path, target: Path, parameters: Quantize) -> tuple[int, int]
     """Writes the quantized graph; returns how many matrices and embedding tables it has in int8."""
     from onnxruntime.quantization import QuantType, quantize_dynamic
 
-    wanted = constant_matrices(onnx.load(str(source)))
+    model = onnx.load(str(source))
+    wanted = constant_matrices(model)
+    write_distances(model)
     # It advises to run a shape inference first, which changes nothing for these graphs.
     logging.getLogger().setLevel(logging.ERROR)
     quantize_dynamic(
-        str(source),
+        model,
         str(target),
         per_channel=parameters.per_channel == "Enabled",
         reduce_range=parameters.reduce_range == "Enabled",

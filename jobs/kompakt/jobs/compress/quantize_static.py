@@ -24,6 +24,7 @@ from kompakt.jobs.compress.qdq import (
     Range,
     smooth,
     smoothing_factors,
+    write_distances,
     write_products,
     write_tables,
 )
@@ -48,6 +49,7 @@ class StaticInt8(GraphStep):
         model = plain(onnx.load(str(graph.path)))
         ranges = self._ranges(model, data)
         tables = write_tables(model)
+        write_distances(model)
         constants = Constants(model.graph)
         sizes = {
             product.node: constants.value(product.weight).size for product in products(model.graph)

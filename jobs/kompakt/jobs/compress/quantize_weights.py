@@ -23,7 +23,7 @@ from kompakt.api.recipe import Quantize
 from kompakt.jobs.compress.blocks import Blocks, Floats, packed, to_blocks, to_signs
 from kompakt.jobs.compress.graph import Graph, GraphData
 from kompakt.jobs.compress.products import Constants, Matrix, plain, products, tables
-from kompakt.jobs.compress.qdq import SMALLEST_TABLE, smooth, write_tables
+from kompakt.jobs.compress.qdq import SMALLEST_TABLE, smooth, write_distances, write_tables
 from kompakt.jobs.compress.ranges import Activations
 from kompakt.jobs.compress.steps import GraphStep
 from kompakt.jobs.errors import QuantizationIncomplete
@@ -52,6 +52,7 @@ class WeightOnly(GraphStep):
         errors = self._write(model)
         small = write_small_tables(model, size=ours.block_size) if ours.table_bits < _BYTE else 0
         in_bytes = write_tables(model)
+        write_distances(model)
         made = Graph(target)
         target.mkdir(parents=True, exist_ok=True)
         onnx.save(model, str(made.path))

@@ -135,6 +135,25 @@ def check_task(steps: list[Step], task: Task) -> None:
         )
 
 
+def check_positions(steps: list[Step], *, relative: bool) -> None:
+    """Refuses, before any work, what cannot handle relative positions: a table of them goes through
+    the matrices too, which neither a budget of latency nor lower ranks take into account.
+    """
+    if not relative:
+        return
+    if any(step.low_rank is not None for step in steps):
+        able = ", ".join(name for name in STEPS if name != "lowRank")
+        raise StepInvalid(
+            "the step lowRank is for models with absolute positions, and those of this one are"
+            f" relative; take it out of the recipe: {able} can"
+        )
+    if any(step.prune is not None and step.prune.latency_keep_permille for step in steps):
+        raise StepInvalid(
+            "prune.latencyKeepPermille is for models with absolute positions, and those of this one"
+            " are relative; set ffnKeepPermille and headKeepPermille instead"
+        )
+
+
 def entry_of(step: Step) -> Entry:
     """Where the class of a step is."""
     if step.quantize is None:

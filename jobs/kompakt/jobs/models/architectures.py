@@ -5,14 +5,16 @@ BERT, RoBERTa, DistilBERT and ELECTRA compute the same: embeddings, layers of at
 feed-forward network with the norm after each, and a head: two matrices on the first token, or one
 on every token. They differ in what their weights are called and in a few settings. One `Encoder`
 serves them all; an architecture is added by a table here and its row in the test against
-transformers.
+transformers. DeBERTa (its second version, and the third, which is of the same form) differs in what
+attention looks at: relative positions.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from types import MappingProxyType
+from typing import Any
 
 FFN_SIZES_KEY = "kompakt_ffn_sizes"
 """Key in config.json with the FFN neurons of each layer, once they differ. For people: the sizes
@@ -49,6 +51,12 @@ class Architecture:
     """Whether the graph takes them."""
     first_position: int = 0
     """RoBERTa counts positions from behind its padding index."""
+    relative: bool = False
+    """Whether positions are relative, as in DeBERTa; `fixed` says of which kind."""
+    fixed: MappingProxyType[str, tuple[Any, ...]] = field(
+        default_factory=lambda: MappingProxyType({})
+    )
+    """Settings of config.json of which only these values are known."""
     each_token: bool = False
     """Whether the head is one matrix on every token, rather than two on the first."""
 
@@ -99,11 +107,16 @@ def _parts(name: str) -> tuple[str, str, str]:
 
 
 def _modules(
-    *, embeddings: str, layer: str, inside: dict[str, str], head: tuple[str, str]
+    *,
+    embeddings: str,
+    layer: str,
+    inside: dict[str, str],
+    head: tuple[str, str],
+    tables: dict[str, str] | None = None,
 ) -> MappingProxyType[str, str]:
     names = {
         "word": f"{embeddings}.word_embeddings",
-        "position": f"{embeddings}.position_embeddings",
+        **(tables or {"position": f"{embeddings}.position_embeddings"}),
         "token_type": f"{embeddings}.token_type_embeddings",
         "embedding_norm": f"{embeddings}.LayerNorm",
         "projection": f"{embeddings}_project",
@@ -185,8 +198,38 @@ ELECTRA = Architecture(
     head_activation="gelu",
     token_type_ids=True,
 )
+DEBERTA = Architecture(
+    model_type="deberta-v2",
+    class_name="DebertaV2ForSequenceClassification",
+    modules=_modules(
+        embeddings="deberta.embeddings",
+        layer="deberta.encoder.layer.{}",
+        inside=_BERT_LAYER
+        | {name: f"attention.self.{name}_proj" for name in ("query", "key", "value")},
+        head=("pooler.dense", "classifier"),
+        tables={
+            "relative": "deberta.encoder.rel_embeddings",
+            "relative_norm": "deberta.encoder.LayerNorm",
+        },
+    ),
+    head_activation="gelu",
+    norm_epsilon=1e-7,
+    relative=True,
+    fixed=MappingProxyType(
+        {
+            "relative_attention": (True,),
+            "share_att_key": (True,),
+            "position_biased_input": (False,),
+            "norm_rel_ebd": ("layer_norm",),
+            "pos_att_type": ("p2c|c2p", "c2p|p2c", ["p2c", "c2p"], ["c2p", "p2c"]),
+            "conv_kernel_size": (None, 0),
+            "pooler_hidden_act": (None, "gelu"),
+            "type_vocab_size": (None, 0),
+        }
+    ),
+)
 
-ARCHITECTURES = {a.model_type: a for a in (BERT, ROBERTA, DISTILBERT, ELECTRA)}
+ARCHITECTURES = {a.model_type: a for a in (BERT, ROBERTA, DISTILBERT, ELECTRA, DEBERTA)}
 CLASSES = {a.class_name: a for one in ARCHITECTURES.values() for a in (one, one.for_tokens())}
 """By what config.json calls the model with its head."""
 ACTIVATIONS = ("gelu", "gelu_new", "gelu_pytorch_tanh", "relu", "silu", "tanh")

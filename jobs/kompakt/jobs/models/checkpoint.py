@@ -45,6 +45,8 @@ PICKLE_SUFFIXES = (".bin", ".pt", ".pth", ".pkl", ".ckpt")
 TOKENIZER_FILES = ("tokenizer.json", "vocab.txt", "vocab.json")
 MAX_PARAMETERS = 500_000_000
 """An ONNX file holds 2 GiB; fp32 weights beyond that need external data, which no artifact has."""
+RELATIVE_LONGEST = 512
+"""Where config.json of a model with relative positions says nothing else."""
 MAX_LABELS = 4096
 MAX_LABEL_LENGTH = 256
 UNSAFE_HINT = (
@@ -114,6 +116,13 @@ class Checkpoint:
         return self.shapes[self.architecture.theirs("word.weight")][0]
 
     @property
+    def positions(self) -> int:
+        """Of how many tokens it knows the places, as its table or config.json says."""
+        if self.architecture.relative:
+            return int(self.config.get("max_position_embeddings", RELATIVE_LONGEST))
+        return self.shapes[self.architecture.theirs("position.weight")][0]
+
+    @property
     def parameters(self) -> int:
         """How many numbers the encoder has."""
         return sum(math.prod(self.shapes[name]) for name in self.names)
@@ -159,8 +168,7 @@ def inspect(folder: Path, *, origin: str) -> Checkpoint:
 def check_length(checkpoint: Checkpoint, max_sequence_length: int, *, origin: str) -> None:
     """Refuses inputs longer than the model has positions for."""
     architecture = checkpoint.architecture
-    positions = checkpoint.shapes[architecture.theirs("position.weight")][0]
-    longest = positions - architecture.first_position
+    longest = checkpoint.positions - architecture.first_position
     if max_sequence_length > longest:
         raise ModelUnsupported(
             f"model.maxSequenceLength is {max_sequence_length}, but {origin} has positions for"
@@ -315,7 +323,7 @@ _FACTORED_KINDS = (f"{FACTORS[0]}.weight", f"{FACTORS[1]}.weight", f"{FACTORS[1]
 
 def _expected(checkpoint: Checkpoint) -> set[str]:
     """What the encoder calls the weights that it cannot do without."""
-    tables = {"word", "position"}
+    tables = {"word", "position", "relative"}
     optional = {"token_type", "projection"}
     expected: set[str] = set()
     for name in checkpoint.architecture.modules:
@@ -353,6 +361,14 @@ def _check_settings(checkpoint: Checkpoint, *, origin: str) -> None:
             f"{origin} has the activation {checkpoint.activation}; supported are"
             f" {', '.join(ACTIVATIONS)}"
         )
+    for key, known in architecture.fixed.items():
+        if config.get(key) not in known:
+            raise ModelUnsupported(
+                f"{origin} has {key} {config.get(key)!r} in config.json; of a"
+                f" {architecture.class_name} only {' or '.join(map(repr, known))} is supported"
+            )
+    if architecture.relative:
+        _check_relative(checkpoint, hidden=hidden, origin=origin)
     positions = config.get("position_embedding_type", "absolute")
     if positions != "absolute" or config.get("is_decoder") or config.get("add_cross_attention"):
         raise ModelUnsupported(
@@ -379,6 +395,25 @@ def _check_factors(checkpoint: Checkpoint, *, origin: str) -> None:
                 f" multiplied by {first}, {' x '.join(map(str, shapes[first]))}; save the model"
                 " again"
             )
+
+
+def _check_relative(checkpoint: Checkpoint, *, hidden: int, origin: str) -> None:
+    """The table of distances is as config.json says."""
+    config = checkpoint.config
+    rows, width = checkpoint.shapes[checkpoint.architecture.theirs("relative.weight")]
+    buckets = config.get("position_buckets")
+    farthest = config.get("max_relative_positions", -1)
+    if not isinstance(buckets, int) or (2 * buckets, hidden) != (rows, width):
+        raise ModelUnsupported(
+            f"{origin} has position_buckets {buckets!r} in config.json, which its table of relative"
+            f" positions ({rows} x {width}) does not fit; correct it"
+        )
+    if farthest not in {-1, checkpoint.positions} or checkpoint.positions <= buckets:
+        raise ModelUnsupported(
+            f"{origin} has max_relative_positions {farthest!r} and {checkpoint.positions}"
+            f" max_position_embeddings in config.json; supported is -1, with more positions than"
+            f" position_buckets ({buckets})"
+        )
 
 
 def _check_layers(checkpoint: Checkpoint, *, hidden: int, origin: str) -> None:

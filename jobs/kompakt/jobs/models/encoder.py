@@ -18,6 +18,7 @@ from torch import nn
 from typing_extensions import override
 
 from kompakt.api.base import Task
+from kompakt.jobs.models.relative import RelativePositions, position_scores
 
 _ACTIVATIONS: dict[str, Callable[[torch.Tensor], torch.Tensor]] = {
     "gelu": nn.functional.gelu,
@@ -35,6 +36,7 @@ class EncoderConfig:
 
     vocabulary: int
     positions: int
+    """0 where positions are relative."""
     token_types: int
     """0 where the architecture has no such table."""
     embedding: int
@@ -51,6 +53,10 @@ class EncoderConfig:
     first_position: int
     task: Task = "TextClassification"
     """What the outputs of the head mean."""
+    distances: int = 0
+    """Rows of the table of relative positions; 0 where positions are absolute."""
+    longest: int = 0
+    """Tokens that relative positions are told apart for."""
 
     @property
     def each_token(self) -> bool:
@@ -93,8 +99,18 @@ class Layer(nn.Module):
     Without heads or without neurons, what is left of a half is its bias, and that is all it costs.
     """
 
-    def __init__(self, config: EncoderConfig, *, heads: int, ffn_size: int) -> None:
+    def __init__(
+        self,
+        config: EncoderConfig,
+        *,
+        heads: int,
+        ffn_size: int,
+        relative: RelativePositions | None = None,
+    ) -> None:
         super().__init__()
+        self.relative = relative
+        self.known_distances: tuple[torch.Tensor, torch.Tensor] | None = None
+        """What `distances` gives, while weights stay as they are."""
         hidden = config.hidden
         self.heads = heads
         self.width = config.head_width
@@ -120,12 +136,39 @@ class Layer(nn.Module):
 
     def mix(self, x: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
         """What the heads read from all tokens, side by side: [batch, tokens, heads * width]."""
+        if self.relative is not None:
+            return self._mix_with_distances(x, mask, self.relative)
         query = _split_heads(self.query(x), self.heads, self.width)
         key = _split_heads(self.key(x), self.heads, self.width)
         value = _split_heads(self.value(x), self.heads, self.width)
         # Scaling the query, not the scores, is one pass over the smaller tensor.
         scores = (query * self.width**-0.5) @ key.transpose(-1, -2) + mask
         return _merge_heads(scores.softmax(dim=-1) @ value, self.heads * self.width)
+
+    def _mix_with_distances(
+        self, x: torch.Tensor, mask: torch.Tensor, relative: RelativePositions
+    ) -> torch.Tensor:
+        # The table first: who looks at what queries and keys give should see the tokens' last.
+        position_query, position_key = self.known_distances or self.distances(relative)
+        # Three sums of products of this width add up.
+        query = _split_heads(self.query(x), self.heads, self.width) * (3 * self.width) ** -0.5
+        key = _split_heads(self.key(x), self.heads, self.width)
+        value = _split_heads(self.value(x), self.heads, self.width)
+        scores = query @ key.transpose(-1, -2) + position_scores(
+            query,
+            key,
+            position_query=position_query,
+            position_key=position_key,
+            index=relative.index(x.shape[1]),
+        )
+        return _merge_heads((scores + mask).softmax(dim=-1) @ value, self.heads * self.width)
+
+    def distances(self, relative: RelativePositions) -> tuple[torch.Tensor, torch.Tensor]:
+        """What its queries, scaled, and its keys make of the table: [1, heads, width, rows]."""
+        values = relative.values()
+        query = _split_heads(self.query(values), self.heads, self.width) * (3 * self.width) ** -0.5
+        key = _split_heads(self.key(values), self.heads, self.width)
+        return query.transpose(-1, -2), key.transpose(-1, -2)
 
     def feed(self, x: torch.Tensor) -> torch.Tensor:
         """The second half, from what the first gives."""
@@ -175,7 +218,9 @@ class Encoder(nn.Module):
         super().__init__()
         self.config = config
         self.word = nn.Embedding(config.vocabulary, config.embedding)
-        self.position = nn.Embedding(config.positions, config.embedding)
+        self.position = (
+            nn.Embedding(config.positions, config.embedding) if config.positions else None
+        )
         self.token_type = (
             nn.Embedding(config.token_types, config.embedding) if config.token_types else None
         )
@@ -185,9 +230,15 @@ class Encoder(nn.Module):
             if config.embedding != config.hidden
             else None
         )
+        relative = None
+        if config.distances:
+            self.relative = nn.Embedding(config.distances, config.hidden)
+            self.relative_norm = nn.LayerNorm(config.hidden, eps=config.norm_epsilon)
+            relative = RelativePositions(self.relative, self.relative_norm, longest=config.longest)
         sizes = zip(config.head_counts, config.ffn_sizes, strict=True)
         self.layers = nn.ModuleList(
-            Layer(config, heads=heads, ffn_size=ffn_size) for heads, ffn_size in sizes
+            Layer(config, heads=heads, ffn_size=ffn_size, relative=relative)
+            for heads, ffn_size in sizes
         )
         self.head: nn.Module = (
             nn.Identity() if config.each_token else nn.Linear(config.hidden, config.hidden)
@@ -215,7 +266,9 @@ class Encoder(nn.Module):
     ) -> tuple[torch.Tensor, torch.Tensor]:
         """What the first layer reads, and the mask to be added to attention scores."""
         first = self.config.first_position
-        x = self.word(input_ids) + self.position.weight[first : first + input_ids.shape[1]]
+        x = self.word(input_ids)
+        if self.position is not None:
+            x = x + self.position.weight[first : first + input_ids.shape[1]]
         if self.token_type is not None:
             x = x + (
                 self.token_type.weight[0]
@@ -256,7 +309,7 @@ class Encoder(nn.Module):
     @property
     def tables(self) -> list[nn.Embedding]:
         """Embedding tables: half of a small model's numbers, of which a text touches few."""
-        return [self.word, self.position]
+        return [self.word] if self.position is None else [self.word, self.position]
 
     @property
     def parameter_count(self) -> int:

@@ -9,7 +9,8 @@ the newer exporter, which take five, it fuses no attention.
 from __future__ import annotations
 
 import warnings
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -44,7 +45,27 @@ def export(encoder: Encoder, path: Path, *, input_names: Sequence[str]) -> None:
     axes = {name: {0: "batch", 1: "tokens"} for name in names} | {
         "logits": {0: "batch", 1: "tokens"} if encoder.config.each_token else {0: "batch"}
     }
-    trace(encoder, inputs, path, input_names=names, output_names=["logits"], dynamic_axes=axes)
+    with _known_distances(encoder):
+        trace(encoder, inputs, path, input_names=names, output_names=["logits"], dynamic_axes=axes)
+
+
+@contextmanager
+def _known_distances(encoder: Encoder) -> Iterator[None]:
+    """What layers make of relative positions is the same for all texts, so the graph has it as
+    numbers. As operators on the layers' own matrices, it would be computed for each text as soon
+    as those are integers.
+    """
+    layers = [layer for layer in encoder.encoder_layers() if layer.heads]
+    try:
+        with torch.no_grad():
+            for layer in layers:
+                if layer.relative is not None:
+                    query, key = layer.distances(layer.relative)
+                    layer.known_distances = query.contiguous(), key.contiguous()
+        yield
+    finally:
+        for layer in layers:
+            layer.known_distances = None
 
 
 def trace(

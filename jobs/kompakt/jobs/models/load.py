@@ -27,7 +27,7 @@ def load(checkpoint: Checkpoint) -> Encoder:
     encoder = Encoder(
         EncoderConfig(
             vocabulary=shapes["word.weight"][0],
-            positions=shapes["position.weight"][0],
+            positions=shapes.get("position.weight", (0,))[0],
             token_types=shapes.get("token_type.weight", (0,))[0],
             embedding=shapes["word.weight"][1],
             hidden=shapes["out.weight"][1],
@@ -40,6 +40,8 @@ def load(checkpoint: Checkpoint) -> Encoder:
             norm_epsilon=checkpoint.config.get("layer_norm_eps", architecture.norm_epsilon),
             first_position=architecture.first_position,
             task=checkpoint.task,
+            distances=shapes.get("relative.weight", (0,))[0],
+            longest=checkpoint.positions if architecture.relative else 0,
         )
     )
     for name, rank in checkpoint.ranks.items():
