@@ -187,14 +187,6 @@ def test_a_benchmark_has_the_targets_limits_and_the_rest_a_jobs() -> None:
     assert "initContainers" not in pod(job("Compress", on=on))
 
 
-def test_a_small_cpu_limit_is_one_thread() -> None:
-    """Half a core runs one thread, in the environment and in the task."""
-    measure = task("Measure").measure
-
-    assert measure is not None
-    assert measure.threads == 1
-
-
 def test_claims_are_mounted_once() -> None:
     """Each claim is one volume; sources are read-only, and the store is not."""
     spec = policy_spec(model={"uri": "pvc://store/models/x"})

@@ -21,7 +21,7 @@ from kompakt.api.source import DataSource
 from kompakt.controllers import halving
 from kompakt.controllers.plan import Create, Run, Settings
 from kompakt.controllers.render.jobs import job_manifests
-from kompakt.controllers.render.pods import owner_reference, store_root, threads
+from kompakt.controllers.render.pods import owner_reference, store_root
 
 ANALYSIS_EXAMPLES = 64
 """Texts that an analysis looks at: sensitivity is the same with more, and takes longer."""
@@ -98,7 +98,7 @@ def creations(
         namespace=run.meta.namespace,
         labels=labels,
         owner=owner_reference("CompressionRun", run.meta),
-        task=_task(work, run, baseline=baseline, profile=profile),
+        task=_task(work, run, baseline=baseline),
         store=policy.store,
         profile=profile,
         jobs=policy.jobs,
@@ -107,9 +107,7 @@ def creations(
     return [Create(manifest) for manifest in manifests]
 
 
-def _task(
-    work: Work, run: Run, *, baseline: ImportResult | None, profile: HardwareProfileSpec
-) -> TaskSpec:
+def _task(work: Work, run: Run, *, baseline: ImportResult | None) -> TaskSpec:
     policy = run.spec.policy
     spec = TaskSpec(
         kind=work.kind,
@@ -148,7 +146,6 @@ def _task(
             candidate_digest=work.trial.digest,
             evaluation=sources["evaluation"],
             first_look_permille=work.first_look_permille,
-            threads=threads(profile.cpu_millis),
             seed=policy.jobs.seed,
         )
     )

@@ -82,7 +82,6 @@ class MeasureTask(Model):
     benchmark_rounds: Annotated[int, Field(ge=5, le=1000)] = 15
     benchmark_seconds: Annotated[int, Field(ge=1, le=3600)] = 10
     """Time for all rounds together."""
-    threads: Annotated[int, Field(ge=1, le=1024)] = 1
     seed: Annotated[int, Field(ge=0, le=2**31 - 1)] = 0
 
 

@@ -15,7 +15,7 @@ text are not independent, texts are.
 
 from __future__ import annotations
 
-from typing import Annotated
+from typing import Annotated, Final
 
 from pydantic import Field
 
@@ -31,6 +31,10 @@ from kompakt.api.base import (
     ShortText,
     SignedBasisPoints,
 )
+
+ANSWER_THREADS: Final = 1
+"""Threads that work on one text: a server answers as many texts at a time as it has cores, each on
+one of them, and a benchmark measures what a server does."""
 
 
 class PairedCounts(Model):

@@ -64,10 +64,11 @@ class Prune(Model):
     latency_keep_permille: Annotated[int, Field(ge=20, le=1000)] | None = None
     """Share of the layers' latency that stays, instead of shares of heads and neurons: how many of
     which layer follows from the damage that was measured and from a table of latencies, measured
-    with ONNX Runtime on the Job's pod and kept in the store (Kurtic et al. 2023, arXiv:2302.04089).
+    on the Job's pod and kept in the store (Kurtic et al. 2023, arXiv:2302.04089).
     A layer may lose all its heads or neurons."""
-    latency_precision: Literal["Int8", "Fp32"] = "Int8"
-    """Precision of the layers in that table: what the recipe's last steps leave."""
+    latency_precision: Literal["Int8", "Fp32", "OpenVinoInt8"] = "Int8"
+    """What computes the layers in that table, as the recipe's last steps leave them: ONNX Runtime
+    in 8 or 32 bits, or OpenVINO in 8."""
     samples: Annotated[int, Field(ge=16, le=65_536)] = 256
     """Training examples that the importance is estimated from; a text's label is used where it has
     one, the model's own prediction otherwise."""

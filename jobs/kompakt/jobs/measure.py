@@ -15,7 +15,7 @@ from pathlib import Path
 from kompakt.api.artifact import ArtifactManifest
 from kompakt.api.base import Digest
 from kompakt.api.job import MeasureResult, MeasureTask
-from kompakt.api.measure import Benchmark, Measurement
+from kompakt.api.measure import ANSWER_THREADS, Benchmark, Measurement
 from kompakt.jobs import machine
 from kompakt.jobs.benchmark.footprint import peak_memory
 from kompakt.jobs.benchmark.interleave import figures, interleave
@@ -64,7 +64,7 @@ def measure(task: MeasureTask, place: Workplace) -> MeasureResult:
     # First, while this process is small: both must fit into the pod's memory together.
     with place.stage("memory"):
         peaks = [
-            peak_memory(one.folder, pair.dataset.texts, threads=task.threads)
+            peak_memory(one.folder, pair.dataset.texts, threads=ANSWER_THREADS)
             for one in (pair.baseline, pair.candidate)
         ]
     baseline, candidate = _answers(place, pair)
@@ -149,7 +149,7 @@ def _answers(place: Workplace, pair: _Pair) -> tuple[Logits, Logits]:
 
 def _benchmark(task: MeasureTask, pair: _Pair, peaks: Sequence[int]) -> Benchmark:
     theirs, ours = (
-        Classifier(one.folder, threads=task.threads) for one in (pair.baseline, pair.candidate)
+        Classifier(one.folder, threads=ANSWER_THREADS) for one in (pair.baseline, pair.candidate)
     )
     for one in (theirs, ours):
         one.warm_up()
@@ -160,7 +160,7 @@ def _benchmark(task: MeasureTask, pair: _Pair, peaks: Sequence[int]) -> Benchmar
         rounds=task.benchmark_rounds,
         seconds=task.benchmark_seconds,
         seed=task.seed,
-        share=machine.cpu_millis() / 1000 / task.threads,
+        share=machine.cpu_millis() / 1000 / ANSWER_THREADS,
     )
     speedup = timings.speedup
     return Benchmark(
@@ -171,5 +171,5 @@ def _benchmark(task: MeasureTask, pair: _Pair, peaks: Sequence[int]) -> Benchmar
         speedup_permille=round(speedup.median * 1000),
         speedup_low_permille=round(speedup.low * 1000),
         speedup_high_permille=round(speedup.high * 1000),
-        hardware=machine.hardware(threads_used=task.threads),
+        hardware=machine.hardware(threads_used=ANSWER_THREADS),
     )

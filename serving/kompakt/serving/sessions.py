@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 from typing_extensions import override
 
 from kompakt.api.artifact import Precision, padded_length, padded_lengths
+from kompakt.api.measure import ANSWER_THREADS
 from kompakt.serving.artifact import Artifact, ArtifactError
 
 Ids = NDArray[np.int64]
@@ -61,7 +62,7 @@ class OnnxSession(Session):
         options = ort.SessionOptions()
         # One thread a run, as many runs at a time as there are cores: no pool, hence no spinning
         # and no wake-ups.
-        options.intra_op_num_threads = 1
+        options.intra_op_num_threads = ANSWER_THREADS
         options.inter_op_num_threads = 1
         options.add_session_config_entry("session.intra_op.allow_spinning", "0")
         # Plans are kept per input shape: with free sequence lengths that is memory for nothing.

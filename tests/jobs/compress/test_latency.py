@@ -28,7 +28,7 @@ def quick(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(latency, "LEAST_ROUNDS", 2)
 
 
-@pytest.mark.parametrize("precision", ["Fp32", "Int8"])
+@pytest.mark.parametrize("precision", ["Fp32", "Int8", "OpenVinoInt8"])
 def test_every_size_has_a_latency(precision: Any, bench_of: Benches, tmp_path: Path) -> None:
     """From none to all, and never less for more."""
     scratch = tmp_path / "scratch"
@@ -40,7 +40,6 @@ def test_every_size_has_a_latency(precision: Any, bench_of: Benches, tmp_path: P
         lengths=[8, 24],
         precision=precision,
         scratch=scratch,
-        threads=1,
     )
     halves = [*zip(vars(table).values(), [[0, 1, 2, 4], [0, 16, 64, 128]] * 2, strict=True)]
     for points, counts in halves:
@@ -74,7 +73,6 @@ def test_what_is_measured_is_what_a_model_has(
             lengths=[8],
             precision=precision,
             scratch=tmp_path,
-            threads=1,
         )
     depth = latency.DEPTH
     empty, attention, _, feed_forward = (operators for operators, _ in seen[:4])
@@ -97,7 +95,6 @@ def test_the_last_layer_is_cheaper(bench_of: Benches, tmp_path: Path) -> None:
         lengths=[128],
         precision="Fp32",
         scratch=tmp_path,
-        threads=1,
     )
     assert table.last_feed_forward[1024] < table.feed_forward[1024] / 2
     assert table.last_attention[4] < table.attention[4]
@@ -124,7 +121,7 @@ def test_between_measurements_lines_are_drawn(bench_of: Benches) -> None:
 def test_a_table_is_measured_once(
     bench_of: Benches, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """It is kept in the store by hardware, threads, sizes, lengths and precision."""
+    """It is kept in the store by hardware, sizes, lengths and precision."""
     store = Store(f"file://{tmp_path / 'store'}")
     encoder = bench_of("bert").encoder
     lengths = [5, 9, 17, 30]
@@ -136,21 +133,20 @@ def test_a_table_is_measured_once(
         return original(*arguments, **named)
 
     monkeypatch.setattr(latency, "measure", counting)
-    meter = LatencyMeter(store, tmp_path, threads=1)
+    meter = LatencyMeter(store, tmp_path)
     first = meter.table(encoder, lengths, "Fp32")
-    again = LatencyMeter(store, tmp_path, threads=1).table(encoder, list(reversed(lengths)), "Fp32")
+    again = LatencyMeter(store, tmp_path).table(encoder, list(reversed(lengths)), "Fp32")
     assert len(counted) == 1
     assert again.to_wire() == first.to_wire()
-    LatencyMeter(store, tmp_path, threads=2).table(encoder, lengths, "Fp32")
     meter.table(encoder, lengths, "Int8")
     meter.table(encoder, [40] * 4, "Fp32")
     encoder.encoder_layers()[0].keep_heads(torch.tensor([0]))
     meter.table(encoder, lengths, "Fp32")
-    assert len(counted) == 4, "the largest layer decides what is measured"
+    assert len(counted) == 3, "the largest layer decides what is measured"
     for path in (tmp_path / "store/latency").iterdir():
         path.write_text('{"attention": 3}')
     meter.table(encoder, lengths, "Fp32")
-    assert len(counted) == 5, "what cannot be read is measured again"
+    assert len(counted) == 4, "what cannot be read is measured again"
 
 
 @pytest.mark.parametrize(

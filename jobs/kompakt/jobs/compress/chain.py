@@ -189,7 +189,7 @@ class _Chain:
             original=lambda: load.load(source_checkpoint),
             original_tokenizer=tokenizer,
             quantize=_quantize(task.steps),
-            latency_table=latency.LatencyMeter(place.store, place.scratch, place.threads).table,
+            latency_table=latency.LatencyMeter(place.store, place.scratch).table,
             details=place.details,
         )
 
@@ -242,7 +242,7 @@ class _Chain:
                 "seed": self._task.seed,
             }
             if step.prune is not None and step.prune.latency_keep_permille is not None:
-                recipe["hardware"] = self._latency.hardware_key(self._place.threads)
+                recipe["hardware"] = self._latency.hardware_key(step.prune.latency_precision)
             quantize = _quantize(self._task.steps)
             aware = step.distill is not None and step.distill.quantization_aware == "Enabled"
             if aware and quantize is not None:

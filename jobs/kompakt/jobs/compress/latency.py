@@ -2,9 +2,10 @@
 """What attention with so many heads and a feed-forward network with so many neurons cost here.
 
 Measured, not counted: half of the parameters is not half of the time, and how much it is differs
-from CPU to CPU, from fp32 to int8 and with the length of texts. A few sizes are exported, quantized
-if the recipe ends so, and timed in ONNX Runtime on this pod with its threads; between them lines
-are drawn (the lookup table of ZipLM, Kurtic et al. 2023, arXiv:2302.04089, section 3).
+from CPU to CPU, from runtime to runtime, from fp32 to int8 and with the length of texts. A few
+sizes are exported, quantized if the recipe ends so, and timed on this pod, each text on one thread
+as a server answers it; between them lines are drawn (the lookup table of ZipLM, Kurtic et al. 2023,
+arXiv:2302.04089, section 3).
 
 The table is kept in the store by hardware, so that it is measured once, and so that a Job that runs
 again prunes alike.
@@ -29,19 +30,27 @@ from torch import nn
 from typing_extensions import override
 
 from kompakt.api.artifact import canonical_json, sha256_digest
+from kompakt.api.base import Runtime
+from kompakt.api.measure import ANSWER_THREADS
 from kompakt.api.recipe import Quantize
 from kompakt.jobs import machine
 from kompakt.jobs.compress.first_token import narrow
+from kompakt.jobs.compress.openvino_int8 import rounded
 from kompakt.jobs.compress.quantize import to_int8
 from kompakt.jobs.models.encoder import Encoder, EncoderConfig, Layer
 from kompakt.jobs.models.export import trace
-from kompakt.jobs.models.session import open_session
+from kompakt.jobs.models.session import (
+    import_openvino,
+    open_session,
+    openvino_settings,
+    runtime_version,
+)
 from kompakt.jobs.progress import say
 from kompakt.jobs.store import Store
 
-Precision = Literal["Int8", "Fp32"]
+Precision = Literal["Int8", "Fp32", "OpenVinoInt8"]
 
-VERSION = 2
+VERSION = 3
 """Part of the key: raised when what is measured changes."""
 DEPTH = 2
 """Layers in each graph, so that the call of a graph weighs less and weights leave the cache."""
@@ -54,7 +63,8 @@ LEAST_ROUNDS = 7
 RUNS = 3
 """Of a graph in a round, after one that is not counted."""
 
-
+_Inputs = dict[str, NDArray[np.float32]]
+_Call = Callable[[_Inputs], None]
 Points = dict[int, float]
 """Microseconds by heads or neurons, ascending."""
 Cost = Callable[[int], float]
@@ -115,7 +125,6 @@ class LatencyMeter:
 
     store: Store
     scratch: Path
-    threads: int
 
     def table(self, encoder: Encoder, lengths: Sequence[int], precision: Precision) -> LatencyTable:
         """The table for layers as wide as this model's; `lengths` are those of its texts."""
@@ -135,7 +144,6 @@ class LatencyMeter:
             lengths=some,
             precision=precision,
             scratch=self.scratch,
-            threads=self.threads,
         )
         self.store.put_json(key, table.to_wire())
         return table
@@ -160,14 +168,12 @@ class LatencyMeter:
             "precision": precision,
         }
         digest = sha256_digest(canonical_json(what)).split(":")[1]
-        return f"latency/{hardware_key(self.threads)}-{digest}"
+        return f"latency/{hardware_key(precision)}-{digest}"
 
 
-def hardware_key(threads: int) -> str:
+def hardware_key(precision: Precision) -> str:
     """What tables are kept by, and what pruning by latency follows from."""
-    import onnxruntime
-
-    return machine.feature_key((onnxruntime.__version__, str(threads)))
+    return machine.feature_key((runtime_version(_runtime(precision)),))
 
 
 def typical_lengths(lengths: Sequence[int]) -> list[int]:
@@ -191,7 +197,6 @@ def measure(
     lengths: Sequence[int],
     precision: Precision,
     scratch: Path,
-    threads: int,
 ) -> LatencyTable:
     """Times both halves in all these sizes; a text's latency is the mean over the lengths."""
     started = time.monotonic()
@@ -202,14 +207,14 @@ def measure(
         (_LastFeedForward, neurons),
     ]
     graphs = [(half, count) for half, counts in kinds for count in counts]
-    sessions = []
+    calls = []
     for number, (half, count) in enumerate(graphs):
         path = scratch / f"latency-{number}.onnx"
-        _write(half(config, count), path, config=config, precision=precision)
-        sessions.append(open_session(path, threads=threads))
+        _write(half(config, count), path, config=config)
+        calls.append(_opened(path, precision))
         path.unlink()
     inputs = [_inputs(config, length) for length in lengths]
-    rounds = list(_rounds(sessions, inputs))
+    rounds = list(_rounds(calls, inputs))
     times = []
     for number, (half, _) in enumerate(graphs):
         # A median for each length, then their mean: long texts are slow, not noisy.
@@ -220,24 +225,20 @@ def measure(
     return LatencyTable(*(_ascending(counts, [next(left) for _ in counts]) for _, counts in kinds))
 
 
-def _rounds(
-    sessions: Sequence[Any], inputs: Sequence[dict[str, NDArray[Any]]]
-) -> Iterator[list[list[float]]]:
+def _rounds(calls: Sequence[_Call], inputs: Sequence[_Inputs]) -> Iterator[list[list[float]]]:
     """Seconds by length and graph, all graphs in turn, until the time is up."""
     started = time.monotonic()
     number = 0
     while number < LEAST_ROUNDS or time.monotonic() - started < SECONDS:
-        yield [[_time(session, one) for session in sessions] for one in inputs]
+        yield [[_time(call, one) for call in calls] for one in inputs]
         number += 1
 
 
-def _time(session: Any, inputs: dict[str, NDArray[Any]]) -> float:
-    names = {entry.name for entry in session.get_inputs()}
-    taken = {name: array for name, array in inputs.items() if name in names}
-    session.run(None, taken)
+def _time(call: _Call, inputs: _Inputs) -> float:
+    call(inputs)
     started = time.perf_counter()
     for _ in range(RUNS):
-        session.run(None, taken)
+        call(inputs)
     return (time.perf_counter() - started) / RUNS
 
 
@@ -297,28 +298,57 @@ class _LastFeedForward(_FeedForward):
         return super().forward(x, _mask)[:, 0]
 
 
-def _write(half: nn.Module, path: Path, *, config: EncoderConfig, precision: Precision) -> None:
+def _write(half: nn.Module, path: Path, *, config: EncoderConfig) -> None:
     arrays = _inputs(config, 8)
-    plain = path.with_suffix(".fp32")
     trace(
         half.eval(),
         tuple(torch.from_numpy(array) for array in arrays.values()),
-        plain,
+        path,
         input_names=list(arrays),
         output_names=["y"],
         dynamic_axes={"x": {1: "tokens"}, "mask": {3: "tokens"}},
     )
-    model = onnx.load(str(plain))
+    model = onnx.load(str(path))
     narrow(model)
-    onnx.save(model, str(plain))
+    onnx.save(model, str(path))
+
+
+def _runtime(precision: Precision) -> Runtime:
+    return "OpenVino" if precision == "OpenVinoInt8" else "OnnxRuntime"
+
+
+def _opened(path: Path, precision: Precision) -> _Call:
+    """A graph, quantized and ready to be timed; its file is not needed any more."""
+    if _runtime(precision) == "OpenVino":
+        return _opened_by_openvino(path)
     if precision == "Int8":
+        plain = path.with_suffix(".fp32")
+        path.rename(plain)
         to_int8(plain, path, Quantize())
         plain.unlink()
-    else:
-        plain.rename(path)
+    session = open_session(path, threads=ANSWER_THREADS)
+    names = {entry.name for entry in session.get_inputs()}
+
+    def call(inputs: _Inputs) -> None:
+        session.run(None, {name: array for name, array in inputs.items() if name in names})
+
+    return call
 
 
-def _inputs(config: EncoderConfig, length: int) -> dict[str, NDArray[Any]]:
+def _opened_by_openvino(path: Path) -> _Call:
+    settings = openvino_settings("Float32", threads=ANSWER_THREADS)
+    compiled = import_openvino().Core().compile_model(rounded(path), "CPU", settings)
+    names = {entry.get_any_name() for entry in compiled.inputs}
+    request = compiled.create_infer_request()
+
+    def call(inputs: _Inputs) -> None:
+        taken = {name: array for name, array in inputs.items() if name in names}
+        request.infer(taken, share_inputs=True, share_outputs=True)
+
+    return call
+
+
+def _inputs(config: EncoderConfig, length: int) -> _Inputs:
     draw = np.random.default_rng(0)
     return {
         "x": draw.standard_normal((1, length, config.hidden), dtype=np.float32),
