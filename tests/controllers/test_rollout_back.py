@@ -266,6 +266,23 @@ def test_what_both_variants_suffer_is_the_environment() -> None:
     assert "EnvironmentRecovered" in found.reasons
 
 
+@pytest.mark.parametrize("stage", ["Shadow", "Canary"])
+def test_a_stable_variant_that_is_always_too_slow_holds_nothing_for_good(stage: str) -> None:
+    """It may be why there is a rollout at all: once the candidate keeps what both missed, it goes
+    on.
+    """
+    found = at(stage, canary={"steps": [{"weightPermille": 500, "minimumRequests": 1000}]})
+    for digest in (STABLE, CANDIDATE):
+        found.behaviours[objects.digest_label(digest)] = SLOW
+    found.run(60, until=("Held",))
+    assert found.status.held_reason == "EnvironmentDegraded"
+
+    del found.behaviours[objects.digest_label(CANDIDATE)]
+
+    assert found.run(300) == "Succeeded"
+    assert "EnvironmentRecovered" in found.reasons
+
+
 def test_a_candidate_that_is_worse_is_rolled_back_from_a_hold() -> None:
     """Being held is no shelter."""
     found = at("Canary", canary={"steps": [{"weightPermille": 500, "minimumRequests": 1000}]})

@@ -262,7 +262,7 @@ def _held(case: Case, seen: Seen) -> Outcome:
         return Move(goes_on, "GatewayReady", "the gateway works again", step=step)
     if why == "EnvironmentDegraded" and case.in_stage >= RECOVERY_SECONDS:
         if recovered(case, seen):
-            text = "the stable variant keeps its objectives again"
+            text = "what both variants missed is kept again"
             return Move(goes_on, "EnvironmentRecovered", text, step=step)
         return Again(why, _held_text(case))
     return Wait(why or "Held", _held_text(case))
