@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """The two regressions, made honestly: nothing in the operator or in the servers knows of them.
 
-- A variant of which pruning left almost nothing: half of the layers, with one head and a few
-  neurons each, without distillation. It is made by the same Job as the good ones, with other steps,
+- A variant of which pruning left almost nothing: one head and a few neurons in each layer, without
+  distillation. It is made by the same Job as the good ones, with other steps,
   and registered by hand.
 - A good variant whose pod gets a neighbour inside: an ephemeral container that burns the pod's CPU
   quota. Only this one pod suffers, since the quota is its own.
@@ -25,7 +25,7 @@ from kompakt.api.recipe import Prune, Quantize, Step
 OVER_PRUNED: Final = "over-pruned"
 STEPS: Final = [
     # Fewer neurons alone are not bad enough: refitting gives most of what they did back.
-    Step(prune=Prune(drop_layers=3, head_keep_permille=20, ffn_keep_permille=20, samples=64)),
+    Step(prune=Prune(head_keep_permille=20, ffn_keep_permille=20, samples=64)),
     Step(quantize=Quantize()),
 ]
 _JOB_SECONDS: Final = 240.0
