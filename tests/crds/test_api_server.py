@@ -109,8 +109,20 @@ def changed(spec: dict[str, Any], path: str, value: Any) -> dict[str, Any]:
 
 
 NUMBER = {"uri": "pvc://input/model", "task": "Regression", "toleranceMicros": 250_000}
+VECTOR = {"uri": "pvc://input/model", "task": "SentenceEmbedding", "minCosineBasisPoints": 9500}
+TEXTS = {"uri": "pvc://input/texts.jsonl"}
+PAIRS = TEXTS | {"secondTextField": "other", "labelField": "score"}
+EMBEDDING = changed(changed(POLICY, "model", VECTOR), "data", {"evaluation": TEXTS})
+SCORED = changed(
+    changed(EMBEDDING, "data", {"evaluation": PAIRS, "goldenSet": TEXTS, "training": TEXTS}),
+    "gates.0.metric",
+    "SpearmanCorrelation",
+)
 GOOD = [
     manifest("CompressionPolicy", POLICY),
+    manifest("CompressionPolicy", EMBEDDING, "embedding"),
+    manifest("CompressionPolicy", SCORED, "scored"),
+    manifest("ModelVariant", VARIANT | {"task": "SentenceEmbedding", "labels": ["x"]}, "vector"),
     manifest("CompressionPolicy", changed(POLICY, "model", NUMBER), "regression"),
     manifest("CompressionRecipe", RECIPE),
     manifest("CompressionRecipe", STAGED, "staged"),
@@ -168,6 +180,9 @@ BAD_POLICIES = [
         [{"field": "colour", "value": "red", "weightPermille": 2000}],
         "the field of a slice weight must be one of sliceFields",
     ),
+    ("gates.0.metric", "SpearmanCorrelation", "SpearmanCorrelation needs pairs of texts"),
+    ("data.evaluation.secondTextField", "other", "only its evaluation has pairs"),
+    ("model.minCosineBasisPoints", 9500, "set it for that task, and for no other"),
     ("gates.0.slice", "colour", "slice must be one of data.evaluation.sliceFields"),
     ("store", {}, "exactly one of uri and persistentVolumeClaim"),
     ("store.uri", "s3://models", "exactly one of uri and persistentVolumeClaim"),
@@ -186,6 +201,17 @@ BAD_POLICIES = [
     (STEPS, [{"weightPermille": 1001}], "less than or equal to 1000"),
     ("gates.0.maxDropBasisPoints", 1.5, "gates[0].maxDropBasisPoints"),
     ("modle", {}, 'unknown field "spec.modle"'),
+]
+BAD_EMBEDDINGS = [
+    ("model.minCosineBasisPoints", ..., "a SentenceEmbedding is kept where its cosine"),
+    ("model.task", "TextClassification", "a SentenceEmbedding is kept where its cosine"),
+    ("data.evaluation.labelField", ..., "a second text needs a score of how similar the two are"),
+    ("data.evaluation.secondTextField", ..., "scores of a SentenceEmbedding are of pairs"),
+    ("data.evaluation", TEXTS, "SpearmanCorrelation needs pairs of texts with scores"),
+    ("data.goldenSet.labelField", "label", "a SentenceEmbedding has no labels: its golden set"),
+    ("data.training.labelField", "label", "a SentenceEmbedding has no labels: its golden set"),
+    ("data.training", PAIRS, "pairs of texts are for evaluation"),
+    ("gates.0.metric", "Beauty", 'supported values: "Accuracy", "SpearmanCorrelation"'),
 ]
 AWARE = {"distill": {"quantizationAware": "Enabled"}}
 ZEROS = {"zeroPoints": "Enabled"}
@@ -289,9 +315,10 @@ BAD_OTHERS = [
     ("kind", "spec", "words"),
     [
         *(("CompressionPolicy", changed(POLICY, p, v), words) for p, v, words in BAD_POLICIES),
+        *(("CompressionPolicy", changed(SCORED, p, v), words) for p, v, words in BAD_EMBEDDINGS),
         *BAD_OTHERS,
     ],
-    ids=[f"{p}-{w[:30]}" for p, _, w in BAD_POLICIES] + [f"{k}-{w[:30]}" for k, _, w in BAD_OTHERS],
+    ids=[f"{n}-{w[:30]}" for n, _, w in (*BAD_POLICIES, *BAD_EMBEDDINGS, *BAD_OTHERS)],
 )
 def test_what_is_wrong_is_refused_in_plain_words(
     dry: Dry, kind: str, spec: dict[str, Any], words: str

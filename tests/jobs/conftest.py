@@ -170,17 +170,19 @@ def write_checkpoint(
     extra: Sequence[str] = (),
     labels: tuple[str, ...] = LABELS,
     each_token: bool = False,
+    embeds: bool = False,
 ) -> Path:
     """A checkpoint with random weights, large enough that answers differ between texts.
 
     `extra` are tokens beside the words. One label makes it a regression;
-    with `each_token` it is a token classifier.
+    with `each_token` it is a token classifier, with `embeds` an encoder alone.
     """
     import torch
     from safetensors.torch import save_file
 
     from kompakt.jobs.models.architectures import ARCHITECTURES
     from kompakt.jobs.models.encoder import Encoder, EncoderConfig
+    from kompakt.jobs.models.pooling import Pooling
 
     folder.mkdir(parents=True, exist_ok=True)
     config = make_config(model_type, labels)
@@ -189,6 +191,9 @@ def write_checkpoint(
     if each_token:
         architecture = architecture.for_tokens()
         config["architectures"] = [architecture.class_name]
+    if embeds:
+        architecture = architecture.for_embeddings()
+        config |= {"architectures": [architecture.class_name], "id2label": {}, "label2id": {}}
     torch.manual_seed(seed)
     encoder = Encoder(
         EncoderConfig(
@@ -208,6 +213,7 @@ def write_checkpoint(
             task="TokenClassification" if each_token else "TextClassification",
             distances=2 * BUCKETS if architecture.relative else 0,
             longest=POSITIONS,
+            pooling=Pooling() if embeds else None,
         )
     )
     with torch.no_grad():
@@ -218,11 +224,33 @@ def write_checkpoint(
                 parameter.normal_(
                     0.0, 0.3 if parameter.dim() == 1 else 2 * parameter.shape[1] ** -0.5
                 )
-        encoder.out.weight.mul_(4.0)
+        if not embeds:
+            encoder.get_parameter("out.weight").mul_(4.0)
     state = {architecture.theirs(k): v.contiguous() for k, v in encoder.state_dict().items()}
     save_file(state, folder / "model.safetensors", metadata={"format": "pt"})
     (folder / "config.json").write_text(json.dumps(config))
     write_tokenizer(folder / "tokenizer.json", extra=extra)
+    return folder
+
+
+def write_layout(folder: Path, *, mode: str = "mean_tokens", normalize: bool = True) -> Path:
+    """What sentence-transformers puts beside an encoder."""
+    modules = ["Transformer", "Pooling", *(["Normalize"] if normalize else [])]
+    paths = ["", "1_Pooling", "2_Normalize"]
+    rows = [
+        {"idx": i, "name": str(i), "path": paths[i], "type": f"sentence_transformers.models.{kind}"}
+        for i, kind in enumerate(modules)
+    ]
+    (folder / "modules.json").write_text(json.dumps(rows))
+    (folder / "1_Pooling").mkdir(exist_ok=True)
+    settings: dict[str, Any] = {
+        f"pooling_mode_{name}": name == mode for name in ("cls_token", "mean_tokens")
+    }
+    settings |= {f"pooling_mode_{mode}": True, "word_embedding_dimension": HIDDEN}
+    (folder / "1_Pooling" / "config.json").write_text(json.dumps(settings))
+    (folder / "sentence_bert_config.json").write_text(
+        json.dumps({"max_seq_length": 40, "do_lower_case": False})
+    )
     return folder
 
 

@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 from __future__ import annotations
 
-from typing import Literal
+from typing import Any, Literal
 
 import pytest
 
@@ -22,7 +22,7 @@ DIGEST = "sha256:" + "f" * 64
 
 def measured(slices: int, *, outcome: Literal["Succeeded", "Failed"] = "Succeeded") -> TaskResult:
     """A result as large as it gets."""
-    counts = {
+    counts: dict[str, Any] = {
         "examples": 10**9,
         "baseline_correct": 10**9,
         "candidate_correct": 10**9,

@@ -85,12 +85,16 @@ def write_artifact(
     max_sequence_length: int = 16,
     numbers: Mapping[str, float] | None = None,
     each_token: bool = False,
+    vectors: Mapping[str, Sequence[float]] | None = None,
 ) -> Path:
     """An artifact whose answers can be worked out by hand. With `numbers`, it is a regression: the
-    sum of those of the words. With `each_token`, each word has its own answer.
+    sum of those of the words. With `each_token`, each word has its own answer. With `vectors`, a
+    text's embedding is the sum of those of the words.
     """
     folder.mkdir(parents=True)
     table = _votes(meanings) if numbers is None else _amounts(numbers)
+    if vectors is not None:
+        table = np.array([vectors.get(word, (0, 0)) for word in WORDS], dtype=np.float32)
     onnx.save(_graph(table, each_token=each_token), folder / "model.onnx")
     task: Task = "TextClassification" if numbers is None else "Regression"
     words = {word: index for index, word in enumerate(WORDS)}
@@ -99,9 +103,14 @@ def write_artifact(
     # Many checkpoints come like this; a server that kept it would pad every text.
     tokenizer.enable_padding(length=12)
     tokenizer.save(str(folder / "tokenizer.json"))
+    if vectors is not None:
+        task = "SentenceEmbedding"
+    labels = list(LABELS) if numbers is None else ["stars"]
     manifest = ArtifactManifest(
         task="TokenClassification" if each_token else task,
-        labels=list(LABELS) if numbers is None else ["stars"],
+        labels=labels if vectors is None else ["embedding"],
+        min_cosine_basis_points=None if vectors is None else 9000,
+        embedding_width=None if vectors is None else table.shape[1],
         tolerance_micros=None if numbers is None else 500_000,
         max_sequence_length=max_sequence_length,
         source_digest="sha256:" + "0" * 64,

@@ -353,8 +353,9 @@ async def test_the_golden_set_is_replayed_no_faster_than_asked(
         (b"", "holds 0 examples"),
         (b'{"text": "a", "label": "b"}\n{', ":2 is not JSON"),
         (b'{"label": "b"}', ":1: text is missing"),
-        (b'{"text": "a"}', ":1: label is missing"),
-        (b'{"text": "a", "label": true}', ":1: label is missing, or neither"),
+        (b'{"text": "a", "label": "b"}\n{"text": "a"}', "example 2 has no label, and others"),
+        (b'{"text": "a", "label": null}', ":1: label is neither"),
+        (b'{"text": "a", "label": true}', ":1: label is neither"),
     ],
 )
 def test_a_golden_set_that_cannot_be_read_names_the_line(

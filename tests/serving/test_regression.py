@@ -129,6 +129,6 @@ def test_a_number_never_equals_a_label() -> None:
     assert rule.same(1.0, 1.5)
     assert not rule.same(1.0, 1.51)
     assert not rule.same(1.0, "1.0")
-    assert agreement_of("TextClassification", ("no", "yes"), 0).truth(1, "x") == "yes"
-    assert agreement_of("TextClassification", ("no", "yes"), 0).truth(1.0, "x") is None
+    assert agreement_of("TextClassification", ("no", "yes"), {}).truth(1, "x") == "yes"
+    assert agreement_of("TextClassification", ("no", "yes"), {}).truth(1.0, "x") is None
     assert rule.truth("nothing", "x") is None

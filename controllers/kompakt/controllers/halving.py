@@ -23,10 +23,17 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 
+from kompakt.api.measure import PairedCorrelation
 from kompakt.api.policy import CompressionPolicySpec, Gate, Halving, Target
 from kompakt.api.run import FirstLook, Trial
-from kompakt.controllers.bounds import drop_basis_points, upper_bound_basis_points
-from kompakt.controllers.select import Evidence, drops_seen, limits, objective
+from kompakt.controllers.bounds import (
+    correlation_bound_basis_points,
+    correlation_drop_basis_points,
+    drop_basis_points,
+    upper_bound_basis_points,
+)
+from kompakt.controllers.gates import drops_seen
+from kompakt.controllers.select import Evidence, limits, objective
 from kompakt.controllers.told import seen
 
 _FRONT = frozenset({"NSGAII", "GaussianProcess"})
@@ -86,7 +93,9 @@ def _decide(
     rivals = []
     for other in others:
         found = seen(other, lead.name)
-        if found is not None and not limits(found, target=lead) + drops_seen(found, policy.gates):
+        if found is not None and not limits(found, target=lead) + drops_seen(
+            found.evaluation, policy.gates
+        ):
             rivals.append((other.number, found))
     better = [number for number, found in rivals if _better(found, mine, policy)]
     room = math.ceil((len(rivals) + 1) * halved.keep_permille / 1000)
@@ -102,6 +111,8 @@ def _hopeless(look: FirstLook, gate: Gate) -> str | None:
     if gate.slice is not None:
         return None  # slices are of the confirmation split
     confidence = gate.confidence_percent / 100
+    if gate.metric == "SpearmanCorrelation":
+        return _uncorrelated(look.evaluation.selection_correlation, gate, confidence=confidence)
     swapped = counts.evolve(lost=counts.gained, gained=counts.lost)
     bound = upper_bound_basis_points(swapped, confidence=confidence)
     if bound is None or -bound <= gate.max_drop_basis_points:
@@ -110,6 +121,21 @@ def _hopeless(look: FirstLook, gate: Gate) -> str | None:
         f"gate {gate.name}: on {counts.examples} examples of the selection split it loses"
         f" {drop_basis_points(counts)} basis points, at least {-bound} at {confidence:.0%}"
         f" confidence; {gate.max_drop_basis_points} are allowed"
+    )
+
+
+def _uncorrelated(found: PairedCorrelation | None, gate: Gate, *, confidence: float) -> str | None:
+    """The same of a gate on a correlation."""
+    if found is None:
+        return None
+    swapped = found.evolve(drop_micros=-found.drop_micros)
+    bound = correlation_bound_basis_points(swapped, confidence=confidence)
+    if bound is None or -bound <= gate.max_drop_basis_points:
+        return None
+    return (
+        f"gate {gate.name}: on {found.pairs} pairs of the selection split Spearman's correlation"
+        f" drops by {correlation_drop_basis_points(found)} ten-thousandths, at least {-bound} at"
+        f" {confidence:.0%} confidence; {gate.max_drop_basis_points} are allowed"
     )
 
 

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from typing import TypeVar
 
 from kompakt.api.base import Model
-from kompakt.api.measure import LatencyFigures, PairedCounts
+from kompakt.api.measure import LatencyFigures, PairedCorrelation, PairedCounts
 from kompakt.api.recipe import CompressionRecipeSpec
 from kompakt.api.run import CompressionRunStatus, FirstLook, TargetResult, Trial
 from kompakt.controllers import family, halving, objects, tasks
@@ -220,7 +220,12 @@ def _baseline_figures(
             evaluation=evaluation.evolve(
                 selection=_own(evaluation.selection),
                 confirmation=_own(evaluation.confirmation),
-                slices=[_own(s) for s in evaluation.slices],
+                slices=[
+                    _own(s).evolve(correlation=_unchanged(s.correlation)) for s in evaluation.slices
+                ],
+                selection_correlation=_unchanged(evaluation.selection_correlation),
+                confirmation_correlation=_unchanged(evaluation.confirmation_correlation),
+                cosines=None,
                 candidate_calibration_error=evaluation.baseline_calibration_error,
             ),
             benchmark=benchmark.evolve(
@@ -240,6 +245,15 @@ def _own(counts: CountsT) -> CountsT:
     """Paired counts of the baseline with itself."""
     return counts.evolve(
         candidate_correct=counts.baseline_correct, lost=0, gained=0, disagreements=0
+    )
+
+
+def _unchanged(found: PairedCorrelation | None) -> PairedCorrelation | None:
+    """The baseline's correlation beside itself."""
+    if found is None:
+        return None
+    return found.evolve(
+        candidate_basis_points=found.baseline_basis_points, drop_micros=0, standard_error_micros=0
     )
 
 

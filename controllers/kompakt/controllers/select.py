@@ -18,14 +18,11 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
-from kompakt.api.measure import Benchmark, Evaluation, LatencyFigures, PairedCounts, SliceCounts
+from kompakt.api.measure import Benchmark, Evaluation, LatencyFigures, PairedCounts
 from kompakt.api.policy import Gate, Optimize, Target
 from kompakt.api.run import Choice, Rejection, TargetResult
-from kompakt.controllers.bounds import (
-    drop_basis_points,
-    examples_needed,
-    upper_bound_basis_points,
-)
+from kompakt.controllers.bounds import drop_basis_points, upper_bound_basis_points
+from kompakt.controllers.gates import Excess, confidence_among, drops_seen, gates_failed
 
 NO_VARIANT = "NoVariantPassesGates"
 """The reason of a choice that is no variant: the source goes on."""
@@ -73,16 +70,6 @@ class Evidence:
     evaluation: Evaluation
     benchmark: Benchmark
     size_bytes: int
-
-
-@dataclass(frozen=True)
-class Excess:
-    """A limit that a variant does not keep."""
-
-    reason: str
-    message: str
-    relative: float
-    """How far it is beyond, as a share of the limit; for accuracy in percentage points."""
 
 
 @dataclass(frozen=True)
@@ -154,37 +141,6 @@ def limits(found: Evidence, *, target: Target) -> list[Excess]:
     return excesses
 
 
-def drops_seen(found: Evidence, gates: Sequence[Gate]) -> list[Excess]:
-    """The gates that a variant is beyond by what was seen on the selection split."""
-    excesses = []
-    for gate in gates:
-        drop = drop_basis_points(found.evaluation.selection)
-        if gate.slice is None and drop is not None and drop > gate.max_drop_basis_points:
-            beyond = drop - gate.max_drop_basis_points
-            text = (
-                f"gate {gate.name}: it loses {drop} basis points on the selection split,"
-                f" {gate.max_drop_basis_points} are allowed"
-            )
-            excesses.append(Excess("AccuracyDropSeen", text, beyond / 100))
-    return excesses
-
-
-def gates_failed(found: Evidence, gates: Sequence[Gate], *, tried: int = 1) -> list[Excess]:
-    """The gates that a variant does not pass on the confirmation split.
-
-    Args:
-        found: Its measurement.
-        gates: The policy's.
-        tried: Among how many variants one is chosen.
-    """
-    return [
-        excess
-        for gate in gates
-        for counts, where in _gated(found.evaluation, gate)
-        if (excess := _gate(gate, counts, where=where, tried=tried)) is not None
-    ]
-
-
 def choose(
     target: Target,
     candidates: Sequence[Candidate],
@@ -211,7 +167,7 @@ def choose(
             continue
         excesses = limits(found, target=target)
         if candidate.trial is not None:
-            excesses += drops_seen(found, gates)
+            excesses += drops_seen(found.evaluation, gates)
         if excesses:
             _reject_for(rejections, candidate, excesses)
         contenders.append(_Verdict(candidate, found, tuple(excesses)))
@@ -221,7 +177,7 @@ def choose(
     passing: list[_Verdict] = []
     for verdict in sorted(eligible, key=_order(optimize_for, target)):
         failed = (
-            gates_failed(verdict.evidence, gates, tried=tried)
+            gates_failed(verdict.evidence.evaluation, gates, tried=tried)
             if verdict.candidate.trial is not None
             else []
         )
@@ -251,50 +207,9 @@ def choose(
     )
 
 
-# --- gates ---------------------------------------------------------------------------------------
-
-
-def _gated(evaluation: Evaluation, gate: Gate) -> list[tuple[PairedCounts | None, str]]:
-    """What a gate looks at: the whole, or each value of a slice field."""
-    if gate.slice is None:
-        return [(evaluation.confirmation, "")]
-    slices: list[tuple[PairedCounts | None, str]] = [
-        (s, f" on {_name(s)}") for s in evaluation.slices if s.field == gate.slice
-    ]
-    return slices or [(None, f" on {gate.slice}")]
-
-
-def _name(counts: SliceCounts) -> str:
-    return f"{counts.field}={counts.value}"
-
-
-def _gate(gate: Gate, counts: PairedCounts | None, *, where: str, tried: int) -> Excess | None:
-    if counts is None or counts.examples == 0:
-        return Excess("GateNotMeasured", f"gate {gate.name}: nothing was measured{where}", 100.0)
-    confidence = _confidence(gate.confidence_percent, tried)
-    bound = upper_bound_basis_points(counts, confidence=confidence)
-    if bound is None or bound <= gate.max_drop_basis_points:
-        return None
-    beyond = bound - gate.max_drop_basis_points
-    text = (
-        f"gate {gate.name}: the drop{where} may be {bound} basis points at {confidence:.1%}"
-        f" confidence (seen: {drop_basis_points(counts)}), {gate.max_drop_basis_points} are"
-        f" allowed: {beyond} too many"
-    )
-    needed = examples_needed(gate.max_drop_basis_points, confidence=confidence)
-    if needed is None or counts.examples < needed:
-        least = "no number of them" if needed is None else f"at least {needed}"
-        text += f"; {counts.examples} examples cannot show less, {least} could"
-    return Excess("GateFailed", text, beyond / 100)
-
-
-def _confidence(percent: int, tried: int) -> float:
-    return 1 - (1 - percent / 100) / tried
-
-
 def _strictest(evaluation: Evaluation, gates: Sequence[Gate], *, tried: int) -> int | None:
     percents = [g.confidence_percent for g in gates if g.slice is None]
-    confidence = _confidence(max(percents, default=_DEFAULT_CONFIDENCE_PERCENT), tried)
+    confidence = confidence_among(max(percents, default=_DEFAULT_CONFIDENCE_PERCENT), tried)
     return upper_bound_basis_points(evaluation.confirmation, confidence=confidence)
 
 
@@ -363,6 +278,9 @@ def _praise(best: _Verdict, *, drop: int | None, bound: int | None, passing: int
     ]
     if best.candidate.trial is not None:
         parts.append(f"accuracy drop {drop} basis points, at most {bound}")
+    if best.candidate.trial is not None and (pairs := found.evaluation.confirmation_correlation):
+        theirs, ours = pairs.baseline_basis_points / 100, pairs.candidate_basis_points / 100
+        parts.append(f"Spearman's correlation {ours:.2f}, the source's {theirs:.2f}")
     if cost:
         parts.append(f"{cost / _MILLION:.3f} per million inferences, in the profile's currency")
     return f"{best.candidate.label}, best of {passing} that pass: {', '.join(parts)}"

@@ -17,9 +17,9 @@ from dataclasses import dataclass
 from kompakt.api.policy import Gate, Optimize, Target
 from kompakt.api.run import PriorTrial, Trial
 from kompakt.controllers.bounds import drop_basis_points
+from kompakt.controllers.gates import drops_seen
 from kompakt.controllers.select import (
     Evidence,
-    drops_seen,
     evidence,
     latency,
     limits,
@@ -116,7 +116,7 @@ def tell_before(prior: Sequence[PriorTrial], space: Space, goal: Goal) -> list[T
 
 
 def _measured(point: Point, found: Evidence, goal: Goal) -> Told:
-    excesses = [*limits(found, target=goal.target), *drops_seen(found, goal.gates)]
+    excesses = [*limits(found, target=goal.target), *drops_seen(found.evaluation, goal.gates)]
     by_time = goal.optimize_for if goal.optimize_for in _BY_TIME else "Cost"
     return Told(
         point,

@@ -14,8 +14,9 @@ from kompakt.api.policy import CompressionPolicySpec
 from kompakt.api.run import TargetResult
 from kompakt.controllers.bounds import drop_basis_points
 from kompakt.controllers.conditions import ConditionStatus, condition, merge
+from kompakt.controllers.gates import gates_failed
 from kompakt.controllers.plan import Plan, VariantObserved, WriteStatus
-from kompakt.controllers.select import evidence, gates_failed
+from kompakt.controllers.select import evidence
 
 
 def plan_variant(observed: VariantObserved) -> Plan:
@@ -66,7 +67,7 @@ def _gates_passed(
     found = evidence(figures, size_bytes=observed.variant.spec.size_bytes)
     if found is None or policy is None:
         return []
-    return [gate.name for gate in policy.gates if not gates_failed(found, [gate])]
+    return [gate.name for gate in policy.gates if not gates_failed(found.evaluation, [gate])]
 
 
 def _conditions(

@@ -10,7 +10,9 @@ Job can use alone.
                                                     them; output logits
                                                     (float32, [batch, labels]; of a Regression
                                                     the number itself, [batch, 1]; of a
-                                                    TokenClassification [batch, tokens, labels])
+                                                    TokenClassification [batch, tokens, labels];
+                                                    of a SentenceEmbedding the vector itself,
+                                                    pooled and normalized, [batch, width])
                                    /model.xml, /model.bin
                                                     instead of it, where the runtime is OpenVino:
                                                     its intermediate representation, with the same
@@ -36,6 +38,7 @@ from kompakt.api.base import (
     Count,
     Digest,
     ListType,
+    MinCosine,
     Model,
     Runtime,
     ShortText,
@@ -73,9 +76,15 @@ class ArtifactManifest(Model):
     schema_version: Literal[1] = 1
     task: Task
     labels: Annotated[list[ShortText], Field(min_length=1, max_length=4096), ListType("atomic")]
-    """Label names in the order of the logits; of a Regression, what its one number is called."""
+    """Label names in the order of the logits; of a Regression, what its one number is called; of a
+    SentenceEmbedding `embedding`."""
     tolerance_micros: Tolerance | None = None
     """Of a Regression: how far apart two numbers may be and still count as the same."""
+    min_cosine_basis_points: MinCosine | None = None
+    """Of a SentenceEmbedding: the least cosine, in ten-thousandths, of two vectors that count as
+    the same."""
+    embedding_width: Annotated[int, Field(ge=1, le=65_536)] | None = None
+    """Of a SentenceEmbedding: how many numbers the vector has."""
     max_sequence_length: Annotated[int, Field(ge=8, le=8192)]
     runtime: Runtime = "OnnxRuntime"
     """What runs it."""
@@ -100,14 +109,29 @@ class ArtifactManifest(Model):
         if self.task == "Regression":
             if len(self.labels) != 1 or self.tolerance_micros is None:
                 raise ValueError("labels of a Regression are one, and it has toleranceMicros")
+        elif self.task == "SentenceEmbedding":
+            if len(self.labels) != 1 or not (self.min_cosine_basis_points and self.embedding_width):
+                raise ValueError(
+                    "labels of a SentenceEmbedding are one, and it has minCosineBasisPoints and"
+                    " embeddingWidth"
+                )
         elif len(self.labels) < 2:  # noqa: PLR2004 a choice needs two
             raise ValueError(f"labels of a {self.task} are at least 2")
         return self
 
     @property
     def tolerance(self) -> float:
-        """In the label's unit; 0 for tasks whose answers are equal or not."""
+        """In the label's unit; of embeddings 1 - cosine; 0 for tasks whose answers are equal or
+        not.
+        """
+        if self.min_cosine_basis_points is not None:
+            return 1 - self.min_cosine_basis_points / 1e4
         return (self.tolerance_micros or 0) / 1e6
+
+    @property
+    def width(self) -> int:
+        """How many numbers the graph answers to a text, or to a token."""
+        return self.embedding_width or len(self.labels)
 
     @property
     def size_bytes(self) -> int:

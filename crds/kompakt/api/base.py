@@ -168,13 +168,17 @@ SignedBasisPoints = Annotated[int, Field(ge=-10_000, le=10_000)]
 Permille = Annotated[int, Field(ge=0, le=1000)]
 Percent = Annotated[int, Field(ge=0, le=100)]
 Count = Annotated[int, Field(ge=0, le=2**53)]
+SignedMicros = Annotated[int, Field(ge=-(2**53), le=2**53)]
 Microseconds = Annotated[int, Field(ge=0, le=2**53)]
 Seconds = Annotated[int, Field(ge=0, le=31_536_000)]
 Mebibytes = Annotated[int, Field(ge=0, le=2**31 - 1)]
 
 LatencyPercentile = Literal["P50", "P90", "P95", "P99"]
-Task = Literal["TextClassification", "Regression", "TokenClassification"]
-"""What a model answers to a text: one of several labels, one number, or a label for each word."""
+Task = Literal["TextClassification", "Regression", "TokenClassification", "SentenceEmbedding"]
+"""What a model answers to a text: one of several labels, one number, a label for each word, or a
+vector."""
+MinCosine = Annotated[int, Field(ge=1, le=9_999)]
+"""Of a SentenceEmbedding, in ten-thousandths."""
 Tolerance = Annotated[int, Field(ge=1, le=2**53)]
 """Of a Regression, in millionths of the label's unit."""
 Runtime = Literal["OnnxRuntime", "OpenVino"]

@@ -11,6 +11,11 @@ A number (the task Regression) is right within the model's tolerance of the labe
 agree within it, so that what decides is counts there too; errors and correlation are told beside.
 A text whose words have labels (TokenClassification) is right when all of them are: words of one
 text are not independent, texts are.
+
+An embedding (SentenceEmbedding) is right as long as its cosine with the baseline's is at least the
+model's minCosineBasisPoints, so that the baseline is always right. Where people have said how
+similar two texts are, the correlation with that is told beside, with the standard error of what it
+dropped by: a bound at any confidence follows from the two.
 """
 
 from __future__ import annotations
@@ -30,11 +35,31 @@ from kompakt.api.base import (
     Model,
     ShortText,
     SignedBasisPoints,
+    SignedMicros,
 )
 
 ANSWER_THREADS: Final = 1
 """Threads that work on one text: a server answers as many texts at a time as it has cores, each on
 one of them, and a benchmark measures what a server does."""
+
+
+class PairedCorrelation(Model):
+    """Of pairs of texts that people have scored, how well each variant's cosines rank them:
+    Spearman's correlation of cosine and score, the measure of semantic textual similarity (Reimers
+    & Gurevych 2019, arXiv:1908.10084, section 4).
+    """
+
+    pairs: Count
+    """Scored pairs, embedded by both."""
+    baseline_basis_points: SignedBasisPoints
+    """The baseline's correlation."""
+    candidate_basis_points: SignedBasisPoints
+    """The candidate's."""
+    drop_micros: SignedMicros
+    """By how much the candidate's is smaller, in millionths."""
+    standard_error_micros: Count
+    """Of the drop, by a paired bootstrap: pairs are drawn anew, and both variants judged on the
+    same ones."""
 
 
 class PairedCounts(Model):
@@ -61,6 +86,19 @@ class SliceCounts(PairedCounts):
     """Slice field."""
     value: Annotated[str, Field(max_length=63)]
     """Its value."""
+    correlation: PairedCorrelation | None = None
+    """Of a SentenceEmbedding with scored pairs."""
+
+
+class CosineFigures(Model):
+    """How near the candidate's embeddings are to the baseline's, over both splits."""
+
+    mean_basis_points: SignedBasisPoints
+    """Mean cosine, in ten-thousandths."""
+    fifth_percentile_basis_points: SignedBasisPoints
+    """The cosine that a twentieth of the texts are below."""
+    least_basis_points: SignedBasisPoints
+    """The least."""
 
 
 class NumberFigures(Model):
@@ -121,6 +159,13 @@ class Evaluation(Model):
     """Of a TokenClassification: the baseline's labels of words and entities."""
     candidate_tags: TagFigures | None = None
     """The candidate's."""
+    cosines: CosineFigures | None = None
+    """Of a SentenceEmbedding: the candidate's embeddings beside the baseline's."""
+    selection_correlation: PairedCorrelation | None = None
+    """Of a SentenceEmbedding with scored pairs, on the selection split; absent where cosines or
+    scores do not vary."""
+    confirmation_correlation: PairedCorrelation | None = None
+    """The same on the confirmation split."""
 
 
 class Hardware(Model):

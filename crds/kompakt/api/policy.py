@@ -35,6 +35,7 @@ from kompakt.api.base import (
 from kompakt.api.source import DataSource, ModelSource, Store
 from kompakt.api.strategy import Rollout
 
+Metric = Literal["Accuracy", "SpearmanCorrelation"]
 Optimize = Literal["Cost", "Latency", "Size", "Energy", "Accuracy"]
 
 
@@ -42,9 +43,11 @@ class PolicyData(Model):
     """Data by role."""
 
     evaluation: DataSource
-    """Labelled; every variant is measured on it, paired with the original."""
+    """Labelled; every variant is measured on it, paired with the original. Of a SentenceEmbedding,
+    texts, or pairs of texts with scores."""
     golden_set: DataSource | None = None
-    """Labelled; replayed against serving variants during a rollout."""
+    """Labelled; replayed against serving variants during a rollout. Of a SentenceEmbedding, texts
+    alone: what the stable variant answers is right."""
     calibration: DataSource | None = None
     """Unlabelled text is enough."""
     training: DataSource | None = None
@@ -52,14 +55,10 @@ class PolicyData(Model):
 
     cel_rules: ClassVar[tuple[Cel, ...]] = (
         Cel(
-            "has(self.evaluation.labelField)",
-            "accuracy needs labels: set labelField",
-            ".evaluation",
-        ),
-        Cel(
-            "!has(self.goldenSet) || has(self.goldenSet.labelField)",
-            "the golden set needs labels: set labelField",
-            ".goldenSet",
+            "[has(self.goldenSet) && has(self.goldenSet.secondTextField),"
+            " has(self.calibration) && has(self.calibration.secondTextField),"
+            " has(self.training) && has(self.training.secondTextField)].all(x, !x)",
+            "pairs of texts are for evaluation: leave secondTextField of the others out",
         ),
     )
 
@@ -139,14 +138,17 @@ class Gate(Model):
 
     name: Name
     """Unique among the gates."""
-    metric: Literal["Accuracy"] = "Accuracy"
+    metric: Metric = "Accuracy"
     """What may drop. Accuracy: the share of examples with the right label; of a Regression, with a
     number within model.toleranceMicros of the label; of a TokenClassification, with the right label
-    for every word."""
+    for every word; of a SentenceEmbedding, with an embedding whose cosine with the original's is at
+    least model.minCosineBasisPoints. SpearmanCorrelation: of a SentenceEmbedding with scored pairs,
+    the correlation of cosines and scores."""
     slice: FieldName | None = None
     """Holds for each value of this slice field, rather than for the whole."""
     max_drop_basis_points: BasisPoints
-    """The largest drop, in hundredths of a percentage point."""
+    """The largest drop, in hundredths of a percentage point; of a correlation, in
+    ten-thousandths."""
     confidence_percent: Annotated[int, Field(ge=50, le=99)] = 95
     """Confidence of the bound that decides."""
 
@@ -226,6 +228,40 @@ class CompressionPolicySpec(Model):
             "self.gates.all(g, !has(g.slice) || (has(self.data.evaluation.sliceFields) &&"
             " self.data.evaluation.sliceFields.exists(f, f == g.slice)))",
             "a gate's slice must be one of data.evaluation.sliceFields",
+            ".gates",
+        ),
+        Cel(
+            "self.model.task == 'SentenceEmbedding' || has(self.data.evaluation.labelField)",
+            "accuracy needs labels: set labelField",
+            ".data.evaluation",
+        ),
+        Cel(
+            "self.model.task == 'SentenceEmbedding' || !has(self.data.goldenSet)"
+            " || has(self.data.goldenSet.labelField)",
+            "the golden set needs labels: set labelField",
+            ".data.goldenSet",
+        ),
+        Cel(
+            "has(self.data.evaluation.secondTextField) == (self.model.task == 'SentenceEmbedding'"
+            " && has(self.data.evaluation.labelField))",
+            "scores of a SentenceEmbedding are of pairs, and only its evaluation has pairs: set"
+            " secondTextField and labelField of its evaluation, or neither",
+            ".data.evaluation",
+        ),
+        Cel(
+            "self.model.task != 'SentenceEmbedding'"
+            " || [has(self.data.goldenSet) && has(self.data.goldenSet.labelField),"
+            " has(self.data.calibration) && has(self.data.calibration.labelField),"
+            " has(self.data.training) && has(self.data.training.labelField)].all(x, !x)",
+            "a SentenceEmbedding has no labels: its golden set, calibration and training data are"
+            " texts alone, so leave their labelField out",
+            ".data",
+        ),
+        Cel(
+            "self.gates.all(g, g.metric == 'Accuracy')"
+            " || has(self.data.evaluation.secondTextField)",
+            "SpearmanCorrelation needs pairs of texts with scores: set secondTextField and"
+            " labelField of data.evaluation, or gate Accuracy",
             ".gates",
         ),
     )

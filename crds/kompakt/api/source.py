@@ -13,6 +13,7 @@ from kompakt.api.base import (
     FieldName,
     ListType,
     LocalRef,
+    MinCosine,
     Model,
     ShortText,
     Task,
@@ -31,15 +32,28 @@ class ModelSource(Model):
             " for no other",
             ".toleranceMicros",
         ),
+        Cel(
+            "(self.task == 'SentenceEmbedding') == has(self.minCosineBasisPoints)",
+            "a SentenceEmbedding is kept where its cosine with the original's is at least"
+            " minCosineBasisPoints: set it for that task, and for no other",
+            ".minCosineBasisPoints",
+        ),
     )
 
     task: Task = "TextClassification"
     """What the model answers to a text. TextClassification: one of its labels. Regression: a
     number, as a sequence classifier with one output does. TokenClassification: a label for each
-    word, that of the word's first token; a text is right when all of its labels are."""
+    word, that of the word's first token; a text is right when all of its labels are.
+    SentenceEmbedding: a vector, as a checkpoint without a head gives it: by pooling and
+    normalization as modules.json of sentence-transformers says, without it the mean of all tokens,
+    normalized."""
     tolerance_micros: Tolerance | None = None
     """Of a Regression, in millionths of the label's unit: how far from the label a number may be
     and still be right, and how far apart those of two variants may be and still agree."""
+    min_cosine_basis_points: MinCosine | None = None
+    """Of a SentenceEmbedding, in ten-thousandths: the least cosine with the original's embedding at
+    which a text counts as right, and the least between those of two variants at which they
+    agree."""
     uri: Uri
     """`hf://org/name`, `file:///path`, `pvc://claim/path`, or any object store address with a
     checkpoint in it."""
@@ -74,6 +88,12 @@ class DataSource(Model):
             "the field of a slice weight must be one of sliceFields",
             ".sliceWeights",
         ),
+        Cel(
+            "!has(self.secondTextField) || has(self.labelField)",
+            "a second text needs a score of how similar the two are: set labelField to its field,"
+            " or leave secondTextField out",
+            ".secondTextField",
+        ),
     )
 
     uri: Uri
@@ -85,6 +105,9 @@ class DataSource(Model):
     secret_ref: LocalRef | None = None
     text_field: FieldName = "text"
     """Field that holds the text, or in JSON Lines a list of its words."""
+    second_text_field: FieldName | None = None
+    """In evaluation data of a SentenceEmbedding, field of a second text; the label is then a number
+    that says how similar the two are, larger for more (on any scale: ranks are compared)."""
     label_field: FieldName | None = None
     """Absent when the text has no labels. Labels are the model's label names, or their indices; of
     a Regression, numbers; of a TokenClassification a list of labels, one for each word (what white

@@ -61,7 +61,8 @@ class ModelVariantSpec(Model):
     task: Task = "TextClassification"
     """What the model answers to a text."""
     labels: Annotated[list[ShortText], Field(min_length=1, max_length=64), ListType("atomic")]
-    """Label names in the order of the logits; of a Regression, what its one number is called."""
+    """Label names in the order of the logits; of a Regression, what its one number is called; of a
+    SentenceEmbedding `embedding`."""
     runtime: Runtime = "OnnxRuntime"
     """What runs it, as its manifest says."""
     size_bytes: Count
@@ -114,8 +115,9 @@ MODEL_VARIANT = KindInfo(
             ".spec",
         ),
         Cel(
-            "(self.spec.task == 'Regression') == (size(self.spec.labels) == 1)",
-            "a classification has two labels or more, a Regression one",
+            "(self.spec.task in ['Regression', 'SentenceEmbedding'])"
+            " == (size(self.spec.labels) == 1)",
+            "a classification has two labels or more, a Regression one, a SentenceEmbedding one",
             ".spec.labels",
         ),
         Cel(

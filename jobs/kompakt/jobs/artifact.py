@@ -26,16 +26,18 @@ def describe_artifact(
     max_sequence_length: int,
     source_digest: Digest,
     task: Task = "TextClassification",
-    tolerance_micros: int | None = None,
+    **changes: object,
 ) -> ArtifactManifest:
-    """The manifest of a baseline: a folder with an ONNX graph and a tokenizer."""
+    """The manifest of a baseline: a folder with an ONNX graph and a tokenizer. `changes` are what
+    its task needs beside.
+    """
     return ArtifactManifest(
         task=task,
         labels=labels,
-        tolerance_micros=tolerance_micros,
         max_sequence_length=max_sequence_length,
         source_digest=source_digest,
         files=describe_files(folder, [MODEL_NAME, TOKENIZER_NAME]),
+        **changes,  # type: ignore[arg-type]  # pydantic checks them
     )
 
 

@@ -12,6 +12,7 @@ from collections.abc import Sequence
 
 from kompakt.api.artifact import MODEL_NAME, TOKENIZER_NAME
 from kompakt.api.job import ImportResult, ImportTask
+from kompakt.api.source import DataSource
 from kompakt.jobs.artifact import describe_artifact
 from kompakt.jobs.data.examples import Dataset
 from kompakt.jobs.data.reader import read
@@ -21,6 +22,7 @@ from kompakt.jobs.models.checkpoint import Checkpoint, check_length, file_names,
 from kompakt.jobs.models.source import fetch
 from kompakt.jobs.models.tasks import check_task
 from kompakt.jobs.models.text import pad_id, write_tokenizer
+from kompakt.jobs.progress import say
 from kompakt.jobs.store import CheckpointManifest, describe_files
 from kompakt.jobs.task import Workplace
 
@@ -45,6 +47,9 @@ def import_model(task: ImportTask, place: Workplace) -> ImportResult:
             " for; correct"
             " model.digest, or leave it out to take whatever is there"
         )
+    pooling = checkpoint.pooling
+    if pooling is not None and not pooling.declared:
+        say(f"{origin} has no modules.json, so its embedding is {pooling}")
     with place.stage("read data"):
         data = {role: _read_checked(task, role, checkpoint) for role in sorted(task.data)}
     artifact = place.scratch / "artifact"
@@ -83,6 +88,8 @@ def import_model(task: ImportTask, place: Workplace) -> ImportResult:
             task=checkpoint.task,
             labels=list(checkpoint.labels),
             tolerance_micros=task.model.tolerance_micros,
+            min_cosine_basis_points=task.model.min_cosine_basis_points,
+            embedding_width=None if pooling is None else checkpoint.hidden,
             max_sequence_length=task.model.max_sequence_length,
             source_digest=source_digest,
         )
@@ -109,7 +116,7 @@ def import_model(task: ImportTask, place: Workplace) -> ImportResult:
         "heads": list(checkpoint.head_counts),
         "ffnSizes": list(checkpoint.ffn_sizes),
         "labels": list(checkpoint.labels),
-    }
+    } | ({} if pooling is None else {"pooling": str(pooling), "declared": pooling.declared})
     return ImportResult(
         source_digest=source_digest,
         artifact_digest=digest,
@@ -124,7 +131,14 @@ def import_model(task: ImportTask, place: Workplace) -> ImportResult:
 
 def _read_checked(task: ImportTask, role: str, checkpoint: Checkpoint) -> Dataset:
     source = task.data[role]
-    if role in LABELLED_ROLES and source.label_field is None:
+    if checkpoint.task == "SentenceEmbedding":
+        _check_pairs(role, source)
+    elif source.second_text_field is not None:
+        raise DataInvalid(
+            f"data.{role}.secondTextField is for the evaluation data of a SentenceEmbedding, and"
+            f" model.task is {checkpoint.task}; leave it out"
+        )
+    elif role in LABELLED_ROLES and source.label_field is None:
         raise DataInvalid(
             f"data.{role} must be labelled: set data.{role}.labelField to the field of {source.uri}"
             " that holds the"
@@ -137,6 +151,21 @@ def _read_checked(task: ImportTask, role: str, checkpoint: Checkpoint) -> Datase
     else:
         targets.known(dataset)
     return dataset
+
+
+def _check_pairs(role: str, source: DataSource) -> None:
+    """An embedding has no label; a pair of them has a score."""
+    if role == "evaluation":
+        if (source.label_field is None) != (source.second_text_field is None):
+            raise DataInvalid(
+                "scores of a SentenceEmbedding are of pairs of texts: set both"
+                " data.evaluation.secondTextField and data.evaluation.labelField, or neither"
+            )
+    elif source.label_field is not None or source.second_text_field is not None:
+        raise DataInvalid(
+            f"data.{role} of a SentenceEmbedding is texts alone; leave its labelField and"
+            " secondTextField out"
+        )
 
 
 def _parity_texts(

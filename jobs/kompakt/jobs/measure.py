@@ -131,12 +131,14 @@ def _first_look(task: MeasureTask, dataset: Dataset, *, by_label: bool) -> Datas
 
 
 def _answers(place: Workplace, pair: _Pair) -> tuple[Logits, Logits]:
-    """The logits of both, from the store where they are there already."""
+    """The logits of both, from the store where they are there already; those of second texts
+    follow on those of all first.
+    """
     with place.stage("evaluate"):
         baseline, candidate = (
             logits_of(
                 one.digest,
-                pair.dataset.texts,
+                pair.dataset.all_texts,
                 folder=one.folder,
                 store=place.store,
                 threads=place.threads,

@@ -7,21 +7,37 @@ the one measured offline.
 
 from __future__ import annotations
 
+import math
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Protocol
+from operator import mul
+from typing import Any, Protocol
 
 from typing_extensions import override
 
-from kompakt.serving.protocol import LABEL, OFFSETS, SCORE, WORDS
+from kompakt.serving.protocol import EMBEDDING, LABEL, OFFSETS, SCORE, WORDS
 
 _WORD = re.compile(r"\S+")
 
 Tag = tuple[int, int, str]
 """Begin and end of a word, in characters, and its label."""
-Answer = str | float | tuple[Tag, ...]
-"""A label's name, or a number, or the words of a text."""
+
+
+@dataclass(frozen=True, slots=True)
+class Vector:
+    """An embedding. In plain Python: the comparator needs no numpy for anything else."""
+
+    numbers: tuple[float, ...]
+
+    def times(self, other: Vector) -> float:
+        """The inner product."""
+        total: float = sum(map(mul, self.numbers, other.numbers))
+        return total
+
+
+Answer = str | float | tuple[Tag, ...] | Vector
+"""A label's name, or a number, or the words of a text, or a vector."""
 Truth = str | int | float | tuple[str | int, ...]
 """As a golden set has it: also a label's index, or one of both for each word."""
 
@@ -33,6 +49,8 @@ class Agreement(Protocol):
     """Names of the tensors that hold what is compared."""
     names: tuple[str, ...]
     """What pairs are counted by."""
+    needs_labels: bool
+    """Whether a golden set must say what is right; if not, the reference does."""
 
     def counted(self, answer: Answer) -> str:
         """Which of the names an answer is counted by."""
@@ -54,6 +72,7 @@ class SameLabel(Agreement):
 
     names: tuple[str, ...] = ()
     outputs: tuple[str, ...] = (LABEL,)
+    needs_labels: bool = True
 
     @override
     def counted(self, answer: Answer) -> str:
@@ -75,6 +94,7 @@ class WithinTolerance(Agreement):
     names: tuple[str, ...]
     tolerance: float
     outputs: tuple[str, ...] = (SCORE,)
+    needs_labels: bool = True
 
     @override
     def counted(self, answer: Answer) -> str:
@@ -103,6 +123,7 @@ class SameTags(Agreement):
     labels: tuple[str, ...]
     names: tuple[str, ...] = ("text",)
     outputs: tuple[str, ...] = (LABEL, OFFSETS, WORDS)
+    needs_labels: bool = True
 
     @override
     def counted(self, answer: Answer) -> str:
@@ -140,10 +161,42 @@ class SameTags(Agreement):
         return True
 
 
-def agreement_of(task: str, labels: Sequence[str], tolerance_micros: int) -> Agreement:
-    """The rule for what a server says that it does."""
+@dataclass(frozen=True)
+class NearVectors(Agreement):
+    """Of a SentenceEmbedding: vectors whose cosine is at least so much. There is no true vector: of
+    a golden set, what the reference answers is right.
+    """
+
+    names: tuple[str, ...]
+    min_cosine: float
+    outputs: tuple[str, ...] = (EMBEDDING,)
+    needs_labels: bool = False
+
+    @override
+    def counted(self, answer: Answer) -> str:
+        return self.names[0]
+
+    @override
+    def same(self, one: Answer, other: Answer) -> bool:
+        if not (isinstance(one, Vector) and isinstance(other, Vector)):
+            return False
+        if len(one.numbers) != len(other.numbers):
+            return False
+        # Also False for what is not a number; two vectors of zeros have no direction to share.
+        scale = math.sqrt(one.times(one) * other.times(other))
+        return scale > 0 and one.times(other) >= self.min_cosine * scale
+
+    @override
+    def truth(self, written: Truth, text: str) -> Answer | None:
+        return None
+
+
+def agreement_of(task: str, labels: Sequence[str], parameters: Mapping[str, Any]) -> Agreement:
+    """The rule for what a server says that it does, with the parameters of its metadata."""
     if task == "Regression":
-        return WithinTolerance(tuple(labels), tolerance_micros / 1e6)
+        return WithinTolerance(tuple(labels), parameters.get("tolerance_micros", 0) / 1e6)
+    if task == "SentenceEmbedding":
+        return NearVectors(tuple(labels), parameters["min_cosine_basis_points"] / 1e4)
     if task == "TokenClassification":
         return SameTags(tuple(labels))
     return SameLabel(tuple(labels))

@@ -25,6 +25,7 @@ from kompakt.serving.asgi import Health
 from kompakt.serving.classifier import Classifier
 from kompakt.serving.cli import add_server_arguments, positive
 from kompakt.serving.cpu import usable_threads
+from kompakt.serving.embedder import Embedder
 from kompakt.serving.endpoint import Endpoint, Limits, Meter, ServedModel
 from kompakt.serving.model import Answers, TextModel
 from kompakt.serving.regressor import Regressor
@@ -36,6 +37,7 @@ _MODELS: dict[Task, type[TextModel]] = {
     "TextClassification": Classifier,
     "Regression": Regressor,
     "TokenClassification": Tagger,
+    "SentenceEmbedding": Embedder,
 }
 
 

@@ -34,11 +34,11 @@ _log = logging.getLogger(__name__)
 @dataclass(frozen=True, slots=True)
 class Example:
     """A text and its true label: a name, or its index among the model's labels, or a number; or one
-    of the first two for each word.
+    of the first two for each word; or none, where the reference says what is right.
     """
 
     text: str
-    label: Truth
+    label: Truth | None
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,7 +51,7 @@ class PassCounts:
 
 
 def read_golden(path: Path) -> list[Example]:
-    """Read JSON Lines of `{"text": …, "label": …}`.
+    """Read JSON Lines of `{"text": …, "label": …}`, or of `{"text": …}` alone.
 
     Raises StartupError that names the line.
     """
@@ -68,6 +68,13 @@ def read_golden(path: Path) -> list[Example]:
         raise StartupError(
             f"--golden {path} holds {len(examples)} examples; it must hold 1 to {MAX_EXAMPLES}"
         )
+    labelled = [example.label is not None for example in examples]
+    if any(labelled) and not all(labelled):
+        number = 1 + labelled.index(False)
+        raise StartupError(
+            f"--golden {path}: example {number} has no label, and others have one; label all or"
+            " none"
+        )
     return examples
 
 
@@ -80,10 +87,12 @@ def _example(line: bytes, where: str) -> Example:
     if not isinstance(document, dict) or not isinstance(document.get("text"), str):
         raise StartupError(f"{where}: text is missing, or no string; {form}")
     label = document.get("label")
+    if "label" not in document:
+        return Example(document["text"], None)
     if isinstance(label, list) and all(type(part) in {str, int} for part in label):
         return Example(document["text"], tuple(label))
     if isinstance(label, bool) or not isinstance(label, str | int | float):
-        raise StartupError(f"{where}: label is missing, or neither a string nor a number; {form}")
+        raise StartupError(f"{where}: label is neither a string nor a number; {form}")
     return Example(document["text"], label)
 
 
@@ -112,6 +121,12 @@ class GoldenSet:
 
     async def replay(self, legs: Legs, agreement: Agreement) -> None:
         """Pass after pass, until cancelled."""
+        if agreement.needs_labels and self._examples[0].label is None:
+            _log.error(
+                "the golden set has no labels, and only they tell which answers of this model are"
+                " right: it is not replayed"
+            )
+            return
         truth = self._truth(agreement)
         while True:
             self._record(await self._one_pass(legs, truth, agreement))
@@ -119,7 +134,12 @@ class GoldenSet:
 
     def _truth(self, agreement: Agreement) -> list[Answer | None]:
         """What each example's label means; one that the model lacks is wrong for both legs."""
-        truth = [agreement.truth(example.label, example.text) for example in self._examples]
+        if not agreement.needs_labels:
+            return [None] * len(self._examples)
+        truth = [
+            None if example.label is None else agreement.truth(example.label, example.text)
+            for example in self._examples
+        ]
         pairs = zip(self._examples, truth, strict=True)
         unknown = sorted({str(example.label) for example, right in pairs if right is None})
         if unknown:
@@ -144,10 +164,11 @@ class GoldenSet:
                 _request(example.text, agreement.outputs), candidate_first=bool(index % 2)
             )
             if Verdict.ANSWERED is reference.verdict is candidate.verdict:
+                true = wanted if agreement.needs_labels else next(iter(reference.answers), None)
                 right, still_right = (
-                    wanted is not None
+                    true is not None
                     and len(reply.answers) == 1
-                    and agreement.right(reply.answers[0], wanted)
+                    and agreement.right(reply.answers[0], true)
                     for reply in (reference, candidate)
                 )
                 pairs += 1

@@ -16,8 +16,8 @@ import aiohttp
 import orjson
 
 from kompakt.api import telemetry
-from kompakt.serving.agreement import Agreement, Answer, agreement_of
-from kompakt.serving.protocol import DEADLINE_HEADER, LABEL, OFFSETS, SCORE, WORDS
+from kompakt.serving.agreement import Agreement, Answer, Vector, agreement_of
+from kompakt.serving.protocol import DEADLINE_HEADER, EMBEDDING, LABEL, OFFSETS, SCORE, WORDS
 
 REFERENCE: Final = "reference"
 CANDIDATE: Final = "candidate"
@@ -94,7 +94,9 @@ class Leg:
         except (aiohttp.ClientError, OSError) as error:
             return self._failed(f"cannot be called: {error}")
         except (ValueError, KeyError, TypeError):
-            return self._failed(f"answers 200 without the output {LABEL!r} or {SCORE!r}")
+            return self._failed(
+                f"answers 200 without the output {LABEL!r}, {SCORE!r} or {EMBEDDING!r}"
+            )
 
     async def model(self) -> LegModel | None:
         """What it serves; None while it is not ready."""
@@ -108,7 +110,7 @@ class Leg:
                 agreement = agreement_of(
                     parameters.get("task", "TextClassification"),
                     document.get("labels", ()),
-                    parameters.get("tolerance_micros", 0),
+                    parameters,
                 )
                 return LegModel(digest=document["versions"][0], agreement=agreement)
         except (TimeoutError, aiohttp.ClientError, OSError, ValueError, KeyError, TypeError):
@@ -124,8 +126,14 @@ class Leg:
 
 
 def _answers(content: bytes) -> tuple[Answer, ...]:
-    """Labels, numbers or words; raises ValueError, KeyError or TypeError when there are none."""
-    outputs = {output["name"]: output["data"] for output in orjson.loads(content)["outputs"]}
+    """Labels, numbers, words or vectors; raises ValueError, KeyError or TypeError when there are
+    none.
+    """
+    tensors = orjson.loads(content)["outputs"]
+    outputs = {output["name"]: output["data"] for output in tensors}
+    if EMBEDDING in outputs:
+        [shape] = [output["shape"] for output in tensors if output["name"] == EMBEDDING]
+        return _vectors(outputs[EMBEDDING], *shape)
     if WORDS in outputs:
         return _tags(outputs[LABEL], outputs[OFFSETS], outputs[WORDS])
     for name, kind in _KINDS.items():
@@ -133,6 +141,15 @@ def _answers(content: bytes) -> tuple[Answer, ...]:
         if answers and all(isinstance(answer, kind) for answer in answers):
             return tuple(answers)
     raise ValueError(LABEL)
+
+
+def _vectors(numbers: list[float], count: int, width: int) -> tuple[Answer, ...]:
+    """The vector of each text."""
+    if len(numbers) != count * width or not all(isinstance(n, int | float) for n in numbers):
+        raise ValueError(EMBEDDING)
+    return tuple(
+        Vector(tuple(numbers[start : start + width])) for start in range(0, len(numbers), width)
+    )
 
 
 def _tags(labels: list[str], offsets: list[int], words: list[int]) -> tuple[Answer, ...]:

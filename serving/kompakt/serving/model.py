@@ -87,6 +87,8 @@ class TextModel(ABC):
         }
         if manifest.tolerance_micros is not None:
             parameters["tolerance_micros"] = manifest.tolerance_micros
+        if manifest.min_cosine_basis_points is not None:
+            parameters["min_cosine_basis_points"] = manifest.min_cosine_basis_points
         return ModelFacts(self.outputs, self.labels, parameters)
 
     def read(self, text: str, index: int) -> tuple[Encoding, Logits]:
@@ -99,17 +101,19 @@ class TextModel(ABC):
 
     def fits(self, shape: tuple[int, ...]) -> bool:
         """Whether the logits of a text may have this shape."""
-        return shape == (len(self.labels),)
+        return shape == (self.manifest.width,)
 
     def warm_up(self) -> None:
         """Run every length class, so that the first caller pays for no allocation.
 
-        Raises ArtifactError when the model does not run, or has another number of labels than the
-        manifest.
+        Raises ArtifactError when the model does not run, or answers with another number of values
+        than the manifest says.
         """
         shape = self._session.warm_up()
         if not self.fits(shape):
+            width = self.manifest.embedding_width
+            told = f"{len(self.labels)} labels" if width is None else f"a width of {width}"
             raise ArtifactError(
                 f"{self._model_name} answers with shape {list(shape)} for a text, "
-                f"the manifest names {len(self.labels)} labels"
+                f"the manifest names {told}"
             )

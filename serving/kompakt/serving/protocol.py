@@ -4,8 +4,8 @@
 Request: one BYTES tensor `text` of shape [n] or [n, 1]. Response: of a TextClassification `label`
 (BYTES, [n]) and `scores` (FP32, [n, labels]), of a Regression `score` (FP32, [n]), of a
 TokenClassification, for all words of all texts, `label`, `score` and `offsets` (INT64, [words, 2]),
-with `words` (INT64, [n]), how many of them are of each text. Tensors travel as JSON; the binary
-extension is refused in words.
+with `words` (INT64, [n]), how many of them are of each text, of a SentenceEmbedding `embedding`
+(FP32, [n, width]). Tensors travel as JSON; the binary extension is refused in words.
 """
 
 from __future__ import annotations
@@ -22,6 +22,7 @@ SCORES: Final = "scores"
 SCORE: Final = "score"
 OFFSETS: Final = "offsets"
 WORDS: Final = "words"
+EMBEDDING: Final = "embedding"
 DEADLINE_HEADER: Final = "x-kompakt-deadline-ms"
 """Milliseconds from the request's arrival within which its turn must come."""
 NO_BINARY: Final = (

@@ -30,7 +30,7 @@ def gated_loss(encoder: Encoder, batch: Batch, gates: Units, labels: Sequence[in
         x = layer.attention_norm(layer.attended(layer.mix(x, mask) * heads) + x)
         x = layer.norm(layer.down(layer.neurons(x) * gates.neurons[number]) + x)
     target = torch.tensor([labels[index] for index in batch.indices])
-    return nn.functional.cross_entropy(encoder.classify(x), target)
+    return nn.functional.cross_entropy(encoder.classify(x, torch.ones(x.shape[:2])), target)
 
 
 @pytest.mark.parametrize("model_type", sorted(ARCHITECTURES))

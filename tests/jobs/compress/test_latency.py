@@ -13,6 +13,7 @@ import torch
 
 from kompakt.jobs.compress import latency
 from kompakt.jobs.compress.latency import LatencyMeter, LatencyTable, grid, measure, typical_lengths
+from kompakt.jobs.models.pooling import Pooling
 from kompakt.jobs.models.session import open_session
 from kompakt.jobs.store import Store
 
@@ -48,6 +49,26 @@ def test_every_size_has_a_latency(precision: Any, bench_of: Benches, tmp_path: P
         assert times == sorted(times)
         assert times[0] > 0
     assert not list(scratch.iterdir()), "graphs are left behind"
+
+
+def test_a_last_layer_that_is_read_whole_is_like_the_others(
+    bench_of: Benches, tmp_path: Path
+) -> None:
+    """Of models that answer for each token, or by the mean of all; kept apart in the store."""
+    encoder = bench_of("bert").encoder
+    meter = LatencyMeter(Store(f"file://{tmp_path}/store"), tmp_path)
+    first = meter.table(encoder, [8], "Fp32")
+    assert first.last_feed_forward != first.feed_forward
+    for config in (
+        replace(encoder.config, task="TokenClassification"),
+        replace(encoder.config, pooling=Pooling(tokens="Mean")),
+    ):
+        encoder.config = config
+        table = meter.table(encoder, [8], "Fp32")
+        assert table.last_attention == table.attention
+        assert table.last_feed_forward == table.feed_forward
+    encoder.config = replace(encoder.config, pooling=Pooling(tokens="First"))
+    assert meter.table(encoder, [8], "Fp32").to_wire() == first.to_wire()
 
 
 def test_what_is_measured_is_what_a_model_has(

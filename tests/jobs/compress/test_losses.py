@@ -44,6 +44,38 @@ def test_divergence_is_that_of_the_distributions(seed: int) -> None:
 
 
 @given(seeds)
+def test_embeddings_diverge_by_their_cosine(seed: int) -> None:
+    """Of length 1, by 1 - cosine; of others as a Gaussian in as many dimensions."""
+    task: Task = "SentenceEmbedding"
+    ours, theirs = logits(seed, outputs=4), logits(seed + 1, outputs=4)
+    found = divergence(task, outcome(task, ours, ALL), outcome(task, theirs, ALL))
+    expected = kl_divergence(Normal(theirs, 1.0), Normal(ours, 1.0)).sum()
+    torch.testing.assert_close(found, expected)
+    a, b = nn.functional.normalize(ours), nn.functional.normalize(theirs)
+    cosines = nn.functional.cosine_similarity(a, b)
+    torch.testing.assert_close(divergence(task, a, b), (1 - cosines).sum())
+
+
+def test_fisher_of_an_embedding_is_that_of_all_its_numbers() -> None:
+    """In the mean over texts' random signs, the sum of squared gradients of each number, as for a
+    Gaussian's mean; and a text's signs do not depend on its batch.
+    """
+    matrix = torch.randn(6, 3, generator=torch.Generator().manual_seed(0))
+    inputs = torch.ones(20_000, 6, requires_grad=True)
+    many = Batch(indices=list(range(20_000)), inputs={})
+    value = fisher_loss("SentenceEmbedding", inputs @ matrix, many, [None] * 20_000)
+    (gradient,) = torch.autograd.grad(value, inputs)
+    torch.testing.assert_close(
+        gradient.square().mean(dim=0), matrix.square().sum(dim=1), rtol=0.03, atol=0.0
+    )
+    some = Batch(indices=[7, 2], inputs={})
+    (alone,) = torch.autograd.grad(
+        fisher_loss("SentenceEmbedding", inputs[:2] @ matrix, some, [None] * 20_000), inputs
+    )
+    torch.testing.assert_close(alone[:2], gradient[[7, 2]])
+
+
+@given(seeds)
 def test_the_loss_of_a_regression_is_the_squared_error(seed: int) -> None:
     """Half of it, averaged; a text without a label has its own answer, hence no gradient."""
     found = logits(seed, outputs=1)

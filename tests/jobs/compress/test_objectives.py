@@ -215,6 +215,12 @@ def test_numbers_are_compared_relative_to_their_variance() -> None:
     assert float(Numbers([sample]).loss(student, sample)) == pytest.approx((1 + 0.25) / 2 / 1.0)
     average = States(logits=torch.tensor([[1.0], [1.0]]))
     assert float(Numbers([sample]).loss(average, sample)) == Numbers([sample]).uninformed([sample])
+    vectors = sample_of(States(logits=torch.tensor([[1.0, 0.0], [0.0, 1.0]])))
+    turned = States(logits=torch.tensor([[0.6, 0.8], [0.0, 1.0]]))
+    # 1 - cosine of 0.4 and 0, times 2 over two texts of two numbers with a variance of 1/4.
+    assert float(Numbers([vectors]).loss(turned, vectors)) == pytest.approx(0.4 * 2 / 4 / 0.25)
+    middle = States(logits=torch.full((2, 2), 0.5))
+    assert float(Numbers([vectors]).loss(middle, vectors)) == pytest.approx(1.0)
     labels = NumberLabels([None, 2.0, 4.0])
     assert float(labels.loss(student, sample)) == pytest.approx(0.25 / 2)
     assert labels.uninformed([sample]) == 0.5

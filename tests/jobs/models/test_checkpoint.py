@@ -47,7 +47,11 @@ def test_every_architecture_is_understood(model_type: str, checkpoint_of: Checkp
     ("changes", "message"),
     [
         ({"model_type": "gpt2"}, r"is of the type 'gpt2'.*supported are BertForSequence.*Electra"),
-        ({"architectures": ["BertModel"]}, r"is a BertModel, not a text classifier"),
+        (
+            {"architectures": ["BertForMaskedLM"]},
+            r"is a BertForMaskedLM, neither a text classifier nor an encoder alone",
+        ),
+        ({"architectures": ["BertModel"]}, r"2 weights that a BertModel does not have.* classif"),
         ({"auto_map": {"AutoModel": "x.Y"}}, r"brings its own code .* never run"),
         ({"problem_type": "regression"}, r"problem type regression and 3 outputs.*correct"),
         ({"problem_type": "multi_label_classification"}, r"multi_label_.*; supported are single_"),

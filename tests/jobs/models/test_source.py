@@ -9,9 +9,11 @@ from typing import Any
 import huggingface_hub
 import pytest
 from huggingface_hub import errors
+from tests.jobs.conftest import write_layout
 
 from kompakt.api.source import ModelSource
 from kompakt.jobs.errors import SourceUnreadable, UnsafeFormat
+from kompakt.jobs.models.pooling import read_pooling
 from kompakt.jobs.models.source import fetch
 
 Checkpoints = Callable[[str], Path]
@@ -127,3 +129,33 @@ def test_the_commit_is_what_is_downloaded(monkeypatch: pytest.MonkeyPatch, tmp_p
     assert (asked["name"], asked["revision"]) == ("org/name", "abc")
     assert "*.safetensors" in asked["allow_patterns"]
     assert not any(pattern.endswith((".py", ".bin", "*")) for pattern in asked["allow_patterns"])
+
+
+def test_the_hub_is_asked_for_the_settings_of_a_pooling(
+    checkpoint_of: Checkpoints, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """They are in a folder below, of which no other file is fetched."""
+    folder = write_layout(checkpoint_of("bert"))
+    names = [*(path.name for path in folder.iterdir()), "1_Pooling/config.json", "onnx/config.json"]
+    info = types.SimpleNamespace(
+        sha="abc", siblings=[types.SimpleNamespace(rfilename=name) for name in names]
+    )
+    hub(monkeypatch, lambda *_arguments, **_named: info)
+
+    def snapshot(_repository: str, *, local_dir: Path, **_named: Any) -> None:
+        for path in folder.iterdir():
+            if path.is_file():
+                (local_dir / path.name).write_bytes(path.read_bytes())
+
+    asked = []
+
+    def download(_repository: str, name: str, *, revision: str, local_dir: Path) -> None:
+        asked.append((name, revision))
+        (local_dir / name).parent.mkdir()
+        (local_dir / name).write_bytes((folder / name).read_bytes())
+
+    monkeypatch.setattr(huggingface_hub, "snapshot_download", snapshot)
+    monkeypatch.setattr(huggingface_hub, "hf_hub_download", download)
+    assert fetch(ModelSource(uri="hf://org/name"), tmp_path / "to") == "abc"
+    assert asked == [("1_Pooling/config.json", "abc")]
+    assert read_pooling(tmp_path / "to", origin="test").tokens == "Mean"

@@ -52,7 +52,7 @@ from kompakt.jobs.task import Workplace
 if TYPE_CHECKING:
     from kompakt.jobs.models.encoder import Encoder
 
-STEPS_VERSION = 3
+STEPS_VERSION = 4
 """Part of every key: raised when a step's code gives another result for the same input."""
 PARITY_TEXTS = 16
 SMOKE_TEXTS = (
@@ -334,7 +334,7 @@ def _check_answers(folder: Path, manifest: ArtifactManifest, *, threads: int) ->
         answered = logits[~np.isneginf(logits).all(axis=1)]
     else:
         rows, answered = len(SMOKE_TEXTS), logits
-    if logits.shape != (rows, len(manifest.labels)) or not np.isfinite(answered).all():
+    if logits.shape != (rows, manifest.width) or not np.isfinite(answered).all():
         raise Failed(
             f"the compressed model answers {logits.shape} logits that are not all numbers; lower"
             " the compression"

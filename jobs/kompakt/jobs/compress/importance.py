@@ -134,7 +134,7 @@ def _without_each(encoder: Encoder, kept: Sequence[int], batch: Batch) -> Iterat
         rest = x
         for later in kept[place + 1 :]:
             rest = layers[later](rest, mask)
-        yield encoder.classify(rest)
+        yield encoder.classify(rest, batch.tokens)
         x = layers[number](x, mask)
 
 

@@ -74,7 +74,8 @@ Cost = Callable[[int], float]
 @dataclass(frozen=True)
 class LatencyTable:
     """What halves of a layer cost at batch 1: those of most layers, and those of the last, which
-    works on the first token alone but for keys and values (`first_token`).
+    works on the first token alone but for keys and values (`first_token`), if answers are made of
+    that token.
     """
 
     attention: Points
@@ -167,6 +168,8 @@ class LatencyMeter:
             "lengths": list(lengths),
             "precision": precision,
         }
+        if not config.reads_first_token:
+            what["lastLayer"] = "whole"
         digest = sha256_digest(canonical_json(what)).split(":")[1]
         return f"latency/{hardware_key(precision)}-{digest}"
 
@@ -203,9 +206,9 @@ def measure(
     kinds: list[tuple[type[_Attention | _FeedForward], Sequence[int]]] = [
         (_Attention, heads),
         (_FeedForward, neurons),
-        (_LastAttention, heads),
-        (_LastFeedForward, neurons),
     ]
+    if config.reads_first_token:
+        kinds += [(_LastAttention, heads), (_LastFeedForward, neurons)]
     graphs = [(half, count) for half, counts in kinds for count in counts]
     calls = []
     for number, (half, count) in enumerate(graphs):
@@ -222,7 +225,10 @@ def measure(
         times.append(1e6 * sum(each) / len(each) / half.DEPTH)
     say(f"measured {len(graphs)} sizes in {time.monotonic() - started:.1f} s")
     left = iter(times)
-    return LatencyTable(*(_ascending(counts, [next(left) for _ in counts]) for _, counts in kinds))
+    halves = [_ascending(counts, [next(left) for _ in counts]) for _, counts in kinds]
+    # Where all tokens are read to the end, the last layer is like the others.
+    attention, feed_forward, last_attention, last_feed_forward = (halves * 2)[:4]
+    return LatencyTable(attention, feed_forward, last_attention, last_feed_forward)
 
 
 def _rounds(calls: Sequence[_Call], inputs: Sequence[_Inputs]) -> Iterator[list[list[float]]]:

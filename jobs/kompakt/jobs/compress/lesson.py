@@ -205,6 +205,8 @@ def _of_answers(
     temperature = parameters.temperature_permille / 1000
     if data.task == "TokenClassification":
         return {"logits": TokenLogits(temperature)}
+    if data.task == "SentenceEmbedding":
+        return {"logits": Numbers(held_out)}
     if data.task == "Regression":
         found: dict[str, Objective] = {"logits": Numbers(held_out)}
         if parameters.label_weight_permille:

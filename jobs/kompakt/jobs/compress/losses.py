@@ -3,7 +3,9 @@
 
 A token classifier's distributions are independent, so that a text's log-likelihood is the sum over
 its tokens. A Regression is taken for the mean of a Gaussian of unit variance, as its squared loss
-does. So all that is said of log-likelihoods holds for every task, on the scale of nats.
+does, and a SentenceEmbedding for that of one in as many dimensions: of two vectors of length 1 half
+the squared distance is 1 - cosine. So all that is said of log-likelihoods holds for every task, on
+the scale of nats.
 """
 
 from __future__ import annotations
@@ -18,6 +20,8 @@ from kompakt.api.base import Task
 from kompakt.jobs.compress.training import Batch
 
 Labels = Sequence[Any]
+VALUES: tuple[Task, ...] = ("Regression", "SentenceEmbedding")
+"""Tasks whose answers are numbers, rather than logarithms of odds."""
 
 
 def outcome(task: Task, logits: torch.Tensor, tokens: torch.Tensor) -> torch.Tensor:
@@ -26,7 +30,7 @@ def outcome(task: Task, logits: torch.Tensor, tokens: torch.Tensor) -> torch.Ten
     `tokens` says which are not padding, [batch, tokens]; those that are have zeros, in which no two
     outcomes differ.
     """
-    if task == "Regression":
+    if task in VALUES:
         return logits
     found = torch.log_softmax(logits, dim=-1)
     return found * tokens[..., None] if task == "TokenClassification" else found
@@ -34,7 +38,7 @@ def outcome(task: Task, logits: torch.Tensor, tokens: torch.Tensor) -> torch.Ten
 
 def divergence(task: Task, found: torch.Tensor, expected: torch.Tensor) -> torch.Tensor:
     """Kullback-Leibler divergence of what was found from what was expected, summed over texts."""
-    if task == "Regression":
+    if task in VALUES:
         return (found - expected).square().sum() / 2
     return nn.functional.kl_div(found, expected, reduction="sum", log_target=True)
 
@@ -61,12 +65,29 @@ def fisher_loss(task: Task, logits: torch.Tensor, batch: Batch, labels: Labels) 
     squared gradient is the information of a Gaussian's mean exactly (Martens 2020,
     arXiv:1412.1193, section 5); the label would only weigh texts by how wrong the model is on
     them, and a text without a label would weigh nothing.
+
+    Of an embedding it is the vector's product with one of random signs, drawn for each text. In the
+    mean over the signs its squared gradient is the sum of those of all numbers of the vector, the
+    information of a Gaussian's mean again (Hutchinson 1989, Communications in Statistics
+    18:1059-1076).
     """
     if task == "Regression":
         return logits.sum()
+    if task == "SentenceEmbedding":
+        return (logits * _signs(logits, batch)).sum()
     if task == "TokenClassification":
         return _of_tokens(logits, batch)
     return nn.functional.cross_entropy(logits, answers(logits, batch, labels), reduction="sum")
+
+
+def _signs(vectors: torch.Tensor, batch: Batch) -> torch.Tensor:
+    """Always the same for a text, whatever batch it is in."""
+    generator = torch.Generator()
+    rows = [
+        torch.randint(0, 2, vectors.shape[1:], generator=generator.manual_seed(index))
+        for index in batch.indices
+    ]
+    return torch.stack(rows).to(vectors.dtype) * 2 - 1
 
 
 def _of_tokens(logits: torch.Tensor, batch: Batch) -> torch.Tensor:

@@ -215,12 +215,14 @@ class TokenLogits(Objective):
 
 
 class Numbers(Objective):
-    """Squared distance from the teacher's numbers, relative to their variance."""
+    """Squared distance from the teacher's numbers or embeddings, relative to their variance. Of
+    embeddings of length 1 that is 1 - cosine, times a constant.
+    """
 
     def __init__(self, samples: Sequence[Sample]) -> None:
         """`samples` give the variance."""
         found = torch.cat([sample.teacher.logits for sample in samples])
-        self._variance = max(float(found.var(correction=0)), 1e-12)
+        self._variance = max(float(found.var(dim=0, correction=0).mean()), 1e-12)
 
     @override
     def loss(self, student: States, sample: Sample) -> torch.Tensor:
@@ -228,7 +230,7 @@ class Numbers(Objective):
 
     @override
     def uninformed(self, samples: Sequence[Sample]) -> float:
-        """The loss of the average number."""
+        """The loss of the average answer."""
         return 1.0
 
 

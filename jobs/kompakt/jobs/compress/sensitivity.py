@@ -99,7 +99,9 @@ class _Place:
         x = self.rest(x)
         for later in self.encoder.encoder_layers()[self.number + 1 :]:
             x = later(x, state.mask)
-        return outcome(self.encoder.config.task, self.encoder.classify(x), state.tokens)
+        return outcome(
+            self.encoder.config.task, self.encoder.classify(x, state.tokens), state.tokens
+        )
 
 
 def _curve(

@@ -133,6 +133,22 @@ def check_task(steps: list[Step], task: Task) -> None:
             f"quantize.mixed counts texts that keep their label, and a model of the task {task}"
             " gives none to a text; leave mixed out"
         )
+    if task == "SentenceEmbedding":
+        _check_unlabelled(steps)
+
+
+def _check_unlabelled(steps: list[Step]) -> None:
+    """Refuses what trains towards labels."""
+    if any(step.prune is not None and step.prune.importance == "Movement" for step in steps):
+        raise StepInvalid(
+            "prune.importance is Movement, which trains towards labels, and a SentenceEmbedding has"
+            " none; take Fisher, which needs none"
+        )
+    if any(step.distill is not None and step.distill.label_weight_permille for step in steps):
+        raise StepInvalid(
+            "distill.labelWeightPermille is for models with labels, and a SentenceEmbedding has"
+            " none; set it to 0"
+        )
 
 
 def check_positions(steps: list[Step], *, relative: bool) -> None:

@@ -28,6 +28,8 @@ class Example:
     text: str
     label: Label | None = None
     """None where there is none."""
+    second: str | None = None
+    """The other text of a pair."""
     slices: dict[str, str] = field(default_factory=dict)
     weight: float = 1.0
     """How much oftener than others it is drawn."""
@@ -48,6 +50,11 @@ class Dataset:
     def texts(self) -> list[str]:
         """The texts alone."""
         return [example.text for example in self.examples]
+
+    @property
+    def all_texts(self) -> list[str]:
+        """The texts, and after them the second ones of pairs."""
+        return [*self.texts, *(e.second for e in self.examples if e.second is not None)]
 
 
 def draw(examples: Sequence[Example], *, seed: int) -> list[int]:

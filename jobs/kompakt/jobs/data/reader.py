@@ -94,9 +94,11 @@ def _examples(source: DataSource, raw: io.RawIOBase) -> Iterator[Example]:
             name: _slice(_value(source, row, "sliceFields", name, line))
             for name in source.slice_fields
         }
+        second = source.second_text_field
         yield Example(
-            text=_text(source, _value(source, row, "textField", source.text_field, line), line),
+            text=_text(source, row, "textField", source.text_field, line),
             label=label,
+            second=None if second is None else _text(source, row, "secondTextField", second, line),
             slices=slices,
             weight=math.prod(
                 weight.weight_permille / 1000
@@ -148,19 +150,19 @@ def _value(source: DataSource, row: dict[str, Any], setting: str, name: str, lin
         ) from None
 
 
-def _text(source: DataSource, value: Any, line: int) -> str:
+def _text(source: DataSource, row: dict[str, Any], setting: str, name: str, line: int) -> str:
+    value = _value(source, row, setting, name, line)
     if isinstance(value, list):
         if value and all(map(_is_word, value)):
             return " ".join(value)
         raise DataInvalid(
-            f"field {source.text_field!r} in line {line} of {source.uri} is a list, but not one of"
+            f"field {name!r} in line {line} of {source.uri} is a list, but not one of"
             " words without white space; correct the data, or write one text"
         )
     if not isinstance(value, str):
         raise DataInvalid(
-            f"field {source.text_field!r} in line {line} of {source.uri} is not a text but"
-            f" {_kind(value)};"
-            " set textField, or correct the data"
+            f"field {name!r} in line {line} of {source.uri} is not a text but {_kind(value)};"
+            f" set {setting}, or correct the data"
         )
     return value
 

@@ -17,7 +17,8 @@ NAMED_LABELS = 20
 
 
 Target = float | tuple[int, ...]
-"""A label's index, or a number, or an index for each word."""
+"""A label's index, or a number, or an index for each word; of an embedding NaN, where a text is not
+one of a pair that was scored."""
 
 
 @dataclass(frozen=True)
@@ -29,6 +30,8 @@ class Targets:
 
     def resolve(self, dataset: Dataset) -> list[Target]:
         """The target of each example; every example must have one."""
+        if self.task == "SentenceEmbedding" and dataset.examples[0].second is None:
+            return [math.nan] * len(dataset.examples)
         resolved: list[Target] = []
         for example, target in zip(dataset.examples, self.known(dataset), strict=True):
             if target is None:
@@ -41,8 +44,8 @@ class Targets:
 
     def known(self, dataset: Dataset) -> list[Target | None]:
         """The same for data of which only a part is labelled."""
-        if self.task == "Regression":
-            return [_number(example, uri=dataset.uri) for example in dataset.examples]
+        if self.task in {"Regression", "SentenceEmbedding"}:
+            return [_number(example, self.task, uri=dataset.uri) for example in dataset.examples]
         if self.task == "TokenClassification":
             return [_tags(example, self.labels, uri=dataset.uri) for example in dataset.examples]
         return [*known_labels(dataset, self.labels)]
@@ -89,7 +92,7 @@ def _tags(example: Example, labels: Sequence[str], *, uri: str) -> tuple[int, ..
     return tuple(_index(example, tag, labels, by_name, uri=uri) for tag in tags)
 
 
-def _number(example: Example, *, uri: str) -> float | None:
+def _number(example: Example, task: Task, *, uri: str) -> float | None:
     if example.label is None:
         return None
     try:
@@ -99,6 +102,6 @@ def _number(example: Example, *, uri: str) -> float | None:
     if not math.isfinite(number):
         raise DataInvalid(
             f"the label {str(example.label)[:100]!r} in line {example.line} of {uri} is no finite"
-            " number, which a Regression needs; correct the data, or set labelField"
+            f" number, which a {task} needs; correct the data, or set labelField"
         )
     return number

@@ -19,6 +19,7 @@ from kompakt.api.measure import Evaluation, PairedCounts, SliceCounts
 from kompakt.jobs.data.examples import Dataset, in_selection
 from kompakt.jobs.data.targets import Target
 from kompakt.jobs.evaluate.classifier import Logits
+from kompakt.jobs.evaluate.embeddings import Pairs, cosine_figures, cosines, nearest, pairs_of
 from kompakt.jobs.evaluate.numbers import number_figures
 from kompakt.jobs.evaluate.tags import compare
 
@@ -46,17 +47,20 @@ def evaluate(
         dataset: The examples.
         targets: What is right for each: a label's index, or a number, or an index for each word.
         baseline: Its logits, [examples, labels]; of a Regression its numbers, [examples, 1]; of a
-            TokenClassification those of all words, [words, labels].
+            TokenClassification those of all words, [words, labels]; of a SentenceEmbedding
+            embeddings, of pairs those of the second texts after those of all first.
         candidate: The same of the candidate.
         selection_permille: Share of the split that variants are chosen on.
         task: What the answers mean.
-        tolerance: How far apart two numbers may be and count as the same.
+        tolerance: How far apart two numbers may be and count as the same; of embeddings how far
+            their cosine may be from 1.
         labels: Names of the labels of words.
     """
     selected = np.fromiter(
         (in_selection(text, selection_permille) for text in dataset.texts), dtype=np.bool_
     )
     beside: dict[str, object]
+    pairs: Pairs | None = None
     if task == "Regression":
         numbers = np.asarray(targets, dtype=np.float64)
         theirs, ours = (logits[:, 0].astype(np.float64) for logits in (baseline, candidate))
@@ -77,6 +81,16 @@ def evaluate(
             disagree=tags.disagree,
         )
         beside = {"baseline_tags": tags.baseline, "candidate_tags": tags.candidate}
+    elif task == "SentenceEmbedding":
+        near = cosines(baseline, candidate)
+        kept = nearest(near, len(targets)) >= 1 - tolerance
+        answers = _Answers(baseline_right=np.ones_like(kept), candidate_right=kept, disagree=~kept)
+        pairs = pairs_of(targets, baseline=baseline, candidate=candidate)
+        beside = {
+            "cosines": cosine_figures(near),
+            "selection_correlation": None if pairs is None else pairs.correlation(selected),
+            "confirmation_correlation": None if pairs is None else pairs.correlation(~selected),
+        }
     else:
         truth = np.asarray(targets, dtype=np.int64)
         before, after = baseline.argmax(axis=1), candidate.argmax(axis=1)
@@ -93,7 +107,7 @@ def evaluate(
         data_digest=dataset.digest,
         selection=PairedCounts(**answers.counts(selected)),
         confirmation=PairedCounts(**answers.counts(~selected)),
-        slices=_slices(dataset, answers, ~selected),
+        slices=_slices(dataset, answers, ~selected, pairs),
     ).evolve(**beside)
 
 
@@ -132,7 +146,9 @@ class _Answers:
         }
 
 
-def _slices(dataset: Dataset, answers: _Answers, among: Flags) -> list[SliceCounts]:
+def _slices(
+    dataset: Dataset, answers: _Answers, among: Flags, pairs: Pairs | None
+) -> list[SliceCounts]:
     """The slices with most examples, as many as a status can hold."""
     members: dict[tuple[str, str], list[int]] = defaultdict(list)
     for index, example in enumerate(dataset.examples):
@@ -142,6 +158,14 @@ def _slices(dataset: Dataset, answers: _Answers, among: Flags) -> list[SliceCoun
     for (field, value), indices in members.items():
         chosen = np.zeros(len(dataset.examples), dtype=np.bool_)
         chosen[indices] = True
-        slices.append(SliceCounts(field=field, value=value, **answers.counts(chosen & among)))
+        found = chosen & among
+        slices.append(
+            SliceCounts(
+                field=field,
+                value=value,
+                **answers.counts(found),
+                correlation=None if pairs is None else pairs.correlation(found),
+            )
+        )
     slices.sort(key=lambda entry: (-entry.examples, entry.field, entry.value))
     return slices[:MAX_SLICES]

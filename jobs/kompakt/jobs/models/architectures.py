@@ -2,11 +2,11 @@
 """The encoder architectures that Kompakt understands, as tables of names. No torch here.
 
 BERT, RoBERTa, DistilBERT and ELECTRA compute the same: embeddings, layers of attention and a
-feed-forward network with the norm after each, and a head: two matrices on the first token, or one
-on every token. They differ in what their weights are called and in a few settings. One `Encoder`
-serves them all; an architecture is added by a table here and its row in the test against
-transformers. DeBERTa (its second version, and the third, which is of the same form) differs in what
-attention looks at: relative positions.
+feed-forward network with the norm after each, and a head: two matrices on the first token, one on
+every token, or none, where the states themselves make an embedding. They differ in what their
+weights are called and in a few settings. One `Encoder` serves them all; an architecture is added by
+a table here and its row in the test against transformers. DeBERTa (its second version, and the
+third, which is of the same form) differs in what attention looks at: relative positions.
 """
 
 from __future__ import annotations
@@ -28,6 +28,7 @@ MATRICES = ("query", "key", "value", "attended", "up", "down")
 """The matrices of a layer."""
 FACTORS = ("first", "second")
 """A matrix in two factors has two modules below its own name, applied in this order."""
+HEAD_MODULES = ("head", "out")
 _FACTORABLE = frozenset(f"layers.{{}}.{name}" for name in MATRICES)
 
 
@@ -59,6 +60,8 @@ class Architecture:
     """Settings of config.json of which only these values are known."""
     each_token: bool = False
     """Whether the head is one matrix on every token, rather than two on the first."""
+    embeds: bool = False
+    """Whether there is no head: the states of the last layer become an embedding."""
 
     def for_tokens(self) -> Architecture:
         """The same encoder as a token classifier."""
@@ -68,6 +71,25 @@ class Architecture:
             class_name=self.class_name.replace("Sequence", "Token"),
             modules=MappingProxyType(modules | {"out": "classifier"}),
             each_token=True,
+        )
+
+    def for_embeddings(self, names: Iterable[str] = ()) -> Architecture:
+        """The encoder alone, as its weights are called: bare, or as a part of the model with a head
+        that they were taken from.
+        """
+        prefix = f"{self.modules['word'].partition('.')[0]}."
+        bare = not any(name.startswith(prefix) for name in names)
+        return replace(
+            self,
+            class_name=self.class_name.replace("ForSequenceClassification", "Model"),
+            modules=MappingProxyType(
+                {
+                    ours: theirs.removeprefix(prefix) if bare else theirs
+                    for ours, theirs in self.modules.items()
+                    if ours not in HEAD_MODULES
+                }
+            ),
+            embeds=True,
         )
 
     @property
@@ -230,8 +252,12 @@ DEBERTA = Architecture(
 )
 
 ARCHITECTURES = {a.model_type: a for a in (BERT, ROBERTA, DISTILBERT, ELECTRA, DEBERTA)}
-CLASSES = {a.class_name: a for one in ARCHITECTURES.values() for a in (one, one.for_tokens())}
-"""By what config.json calls the model with its head."""
+CLASSES = {
+    a.class_name: a
+    for one in ARCHITECTURES.values()
+    for a in (one, one.for_tokens(), one.for_embeddings())
+}
+"""By what config.json calls the model with its head, or without one."""
 ACTIVATIONS = ("gelu", "gelu_new", "gelu_pytorch_tanh", "relu", "silu", "tanh")
 """Names in config.json that the encoder knows."""
 UNUSED_WEIGHTS = (

@@ -18,6 +18,7 @@ from torch import nn
 from typing_extensions import override
 
 from kompakt.api.base import Task
+from kompakt.jobs.models.pooling import Pooling
 from kompakt.jobs.models.relative import RelativePositions, position_scores
 
 _ACTIVATIONS: dict[str, Callable[[torch.Tensor], torch.Tensor]] = {
@@ -28,6 +29,9 @@ _ACTIVATIONS: dict[str, Callable[[torch.Tensor], torch.Tensor]] = {
     "silu": nn.functional.silu,
     "tanh": torch.tanh,
 }
+
+_SHORTEST = 1e-12
+"""Of a vector that is normalized, as torch has it."""
 
 
 @dataclass(frozen=True)
@@ -57,11 +61,25 @@ class EncoderConfig:
     """Rows of the table of relative positions; 0 where positions are absolute."""
     longest: int = 0
     """Tokens that relative positions are told apart for."""
+    pooling: Pooling | None = None
+    """Of a SentenceEmbedding, what stands in place of a head."""
 
     @property
     def each_token(self) -> bool:
         """Whether the head answers for every token, rather than for the text."""
         return self.task == "TokenClassification"
+
+    @property
+    def width(self) -> int:
+        """How many numbers the answer has, to a text or to a token."""
+        return self.hidden if self.pooling is not None else self.labels
+
+    @property
+    def reads_first_token(self) -> bool:
+        """Whether an answer is made of the first token's state alone."""
+        if self.pooling is not None:
+            return self.pooling.tokens == "First"
+        return not self.each_token
 
 
 class Factored(nn.Module):
@@ -212,7 +230,7 @@ class Layer(nn.Module):
 
 
 class Encoder(nn.Module):
-    """A text classifier: token ids in, logits out."""
+    """A text classifier: token ids in, logits out. Or token ids in, an embedding out."""
 
     def __init__(self, config: EncoderConfig) -> None:
         super().__init__()
@@ -240,10 +258,13 @@ class Encoder(nn.Module):
             Layer(config, heads=heads, ffn_size=ffn_size, relative=relative)
             for heads, ffn_size in sizes
         )
+        headless = config.pooling is not None
         self.head: nn.Module = (
-            nn.Identity() if config.each_token else nn.Linear(config.hidden, config.hidden)
+            nn.Identity()
+            if headless or config.each_token
+            else nn.Linear(config.hidden, config.hidden)
         )
-        self.out = nn.Linear(config.hidden, config.labels)
+        self.out: nn.Module = nn.Identity() if headless else nn.Linear(config.hidden, config.labels)
         self.head_activation = _ACTIVATIONS[config.head_activation]
 
     @override
@@ -256,7 +277,7 @@ class Encoder(nn.Module):
         x, mask = self.embed(input_ids, attention_mask, token_type_ids)
         for layer in self.layers:
             x = layer(x, mask)
-        return self.classify(x)
+        return self.classify(x, attention_mask)
 
     def embed(
         self,
@@ -286,8 +307,14 @@ class Encoder(nn.Module):
         self.word = nn.Embedding.from_pretrained(rows.contiguous(), freeze=False)
         self.config = replace(self.config, vocabulary=len(rows))
 
-    def classify(self, x: torch.Tensor) -> torch.Tensor:
-        """The logits, from what the last layer gives: [batch, labels], or for each token."""
+    def classify(self, x: torch.Tensor, tokens: torch.Tensor) -> torch.Tensor:
+        """The logits, from what the last layer gives: [batch, labels], or for each token; or the
+        embedding, [batch, hidden].
+
+        `tokens` says which are not padding, [batch, tokens].
+        """
+        if self.config.pooling is not None:
+            return _embedding(x, tokens, self.config.pooling)
         if self.config.each_token:
             return self.out(x)  # type: ignore[no-any-return]
         logits: torch.Tensor = self.out(self.head_activation(self.head(x[:, 0])))
@@ -315,6 +342,19 @@ class Encoder(nn.Module):
     def parameter_count(self) -> int:
         """How many numbers the model has."""
         return sum(parameter.numel() for parameter in self.parameters())
+
+
+def _embedding(x: torch.Tensor, tokens: torch.Tensor, pooling: Pooling) -> torch.Tensor:
+    if pooling.tokens == "First":
+        pooled = x[:, 0]
+    else:
+        weights = tokens.to(torch.float32)[..., None]
+        # No product of matrices, which quantization would round; padding has no part in it.
+        pooled = (x * weights).sum(dim=1) / weights.sum(dim=1).clamp_min(1.0)
+    if not pooling.normalize:
+        return pooled
+    length: torch.Tensor = (pooled * pooled).sum(dim=1, keepdim=True).sqrt()
+    return pooled / length.clamp_min(_SHORTEST)
 
 
 def _linear(inputs: int, outputs: int) -> nn.Linear:

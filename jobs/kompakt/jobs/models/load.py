@@ -30,7 +30,7 @@ def load(checkpoint: Checkpoint) -> Encoder:
             positions=shapes.get("position.weight", (0,))[0],
             token_types=shapes.get("token_type.weight", (0,))[0],
             embedding=shapes["word.weight"][1],
-            hidden=shapes["out.weight"][1],
+            hidden=checkpoint.hidden,
             head_width=checkpoint.head_width,
             head_counts=checkpoint.head_counts,
             ffn_sizes=checkpoint.ffn_sizes,
@@ -42,6 +42,7 @@ def load(checkpoint: Checkpoint) -> Encoder:
             task=checkpoint.task,
             distances=shapes.get("relative.weight", (0,))[0],
             longest=checkpoint.positions if architecture.relative else 0,
+            pooling=checkpoint.pooling,
         )
     )
     for name, rank in checkpoint.ranks.items():
@@ -96,6 +97,7 @@ def save(
     save_file(state, folder / WEIGHTS_NAME, metadata={"format": "pt"})
     for name in file_names(like.folder):
         if name != CONFIG_NAME and "safetensors" not in name:
+            (folder / name).parent.mkdir(exist_ok=True)
             (folder / name).write_bytes((like.folder / name).read_bytes())
     if trimmed is not None:
         _replace_tokenizer(folder, *trimmed)

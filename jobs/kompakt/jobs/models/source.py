@@ -13,8 +13,9 @@ from pathlib import Path
 
 from kompakt.api.source import ModelSource
 from kompakt.jobs.errors import JobError, SourceUnreadable, UnsafeFormat
-from kompakt.jobs.location import CREDENTIALS_HINT, describe, resolve
+from kompakt.jobs.location import CREDENTIALS_HINT, Location, describe, resolve
 from kompakt.jobs.models.checkpoint import FILE_PATTERNS, PICKLE_SUFFIXES, UNSAFE_HINT, matches
+from kompakt.jobs.models.pooling import pooling_files
 
 HUB_SCHEME = "hf://"
 
@@ -37,13 +38,22 @@ def _fetch_from_location(uri: str, to: Path) -> None:
         wanted = [name for name in names if matches(name)]
         for name in wanted:
             child = location.child(name)
-            with child.fs.open(child.path, "rb") as remote, (to / name).open("wb") as local:
-                shutil.copyfileobj(remote, local, 4 << 20)
+            _copy(child, to / name)
+        for name in pooling_files(to):
+            child = location.child(name)
+            if child.fs.exists(child.path):
+                _copy(child, to / name)
     except Exception as error:  # drivers raise what they like
         raise SourceUnreadable(
             f"the model {uri} cannot be read: {describe(error)}; {CREDENTIALS_HINT}"
         ) from error
     _refuse_pickle(names, uri=uri)
+
+
+def _copy(source: Location, to: Path) -> None:
+    to.parent.mkdir(exist_ok=True)
+    with source.fs.open(source.path, "rb") as remote, to.open("wb") as local:
+        shutil.copyfileobj(remote, local, 4 << 20)
 
 
 def _fetch_from_hub(source: ModelSource, to: Path) -> str:
@@ -63,6 +73,9 @@ def _fetch_from_hub(source: ModelSource, to: Path) -> str:
             # runtimes.
             ignore_patterns=["*/*"],
         )
+        names = {sibling.rfilename for sibling in info.siblings or []}
+        for name in names.intersection(pooling_files(to)):
+            huggingface_hub.hf_hub_download(repository, name, revision=info.sha, local_dir=to)
     except JobError:
         raise
     except errors.GatedRepoError as error:

@@ -2,7 +2,8 @@
 """What a checkpoint's head answers, and whether that is what the policy says. No torch here.
 
 A task is resolved once, from config.json, by the rule that transformers has for its losses: one
-output is a number, several are labels. It goes with the artifact from there on.
+output is a number, several are labels; a model without a head gives an embedding. It goes with the
+artifact from there on.
 """
 
 from __future__ import annotations
@@ -23,13 +24,18 @@ _HEADS: dict[Task, str] = {
     "TextClassification": "several outputs",
     "Regression": "one output",
     "TokenClassification": "outputs for each token",
+    "SentenceEmbedding": "no head",
 }
+EMBEDDING_LABEL = "embedding"
+"""What the one answer of a SentenceEmbedding is called."""
 
 
 def task_of(
     architecture: Architecture, config: dict[str, Any], labels: Sequence[str], *, origin: str
 ) -> Task:
     """The task of a model with so many outputs."""
+    if architecture.embeds:
+        return "SentenceEmbedding"
     if architecture.each_token:
         if len(labels) < 2:  # noqa: PLR2004 a choice needs two
             raise ModelUnsupported(
@@ -57,6 +63,15 @@ def check_task(source: ModelSource, found: Task) -> None:
         raise ModelUnsupported(
             f"model.task is {source.task}, but {source.uri} has {_HEADS[found]}, which is {found};"
             f" set model.task to {found}"
+            + (", or fine-tune it first" if found == "SentenceEmbedding" else "")
+        )
+    if (source.min_cosine_basis_points is not None) != (found == "SentenceEmbedding"):
+        raise TaskInvalid(
+            "model.minCosineBasisPoints is missing; say at which cosine with the original's an"
+            " embedding is still right, for example 9500"
+            if found == "SentenceEmbedding"
+            else "model.minCosineBasisPoints is for a SentenceEmbedding, and model.task is"
+            f" {found}; leave it out"
         )
     if (source.tolerance_micros is not None) != (found == "Regression"):
         raise TaskInvalid(
