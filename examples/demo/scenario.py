@@ -36,7 +36,7 @@ from kompakt.api.run import CompressionRunStatus
 MANIFESTS: Final = ROOT / "examples" / "sentiment"
 CALM_RATE: Final = 10.0
 """Requests a second while models are compressed: on two cores they would slow each other down."""
-BUSY_RATE: Final = 25.0
+BUSY_RATE: Final = 20.0
 """Requests a second during rollouts, where the machine is quick enough for the edge to keep its
 objectives at that.
 """
