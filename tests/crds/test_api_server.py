@@ -84,6 +84,7 @@ POLICY: dict[str, Any] = {
     "serving": {"target": "edge", "gatewayRef": {"name": "public", "namespace": "gateways"}},
 }
 PRUNE = {"prune": {"ffnKeepPermille": 350}}
+GATED = {"prune": {"ffnKeepPermille": 350, "minAgreementBasisPoints": 9700}}
 RECIPE: dict[str, Any] = {"steps": [PRUNE, {"distill": {}}, {"quantize": {}}]}
 STAGED: dict[str, Any] = {"steps": [*RECIPE["steps"][:2] * 2, {"quantize": {}}]}
 VARIANT: dict[str, Any] = {
@@ -126,6 +127,7 @@ GOOD = [
     manifest("CompressionPolicy", changed(POLICY, "model", NUMBER), "regression"),
     manifest("CompressionRecipe", RECIPE),
     manifest("CompressionRecipe", STAGED, "staged"),
+    manifest("CompressionRecipe", changed(STAGED, "steps.2.prune", GATED["prune"]), "gated"),
     manifest("HardwareProfile", {"nodeLabels": [{"key": "pool", "value": "edge"}]}),
     manifest("ModelVariant", VARIANT),
     manifest(
@@ -302,6 +304,21 @@ BAD_OTHERS = [
             "family": [500],
         },
         "rounded weights are none to go on from",
+    ),
+    (
+        "CompressionRecipe",
+        {"steps": [GATED, {"distill": {}}], "family": [500]},
+        "a family has a variant for each share, and the policy's gates judge them",
+    ),
+    (
+        "CompressionRecipe",
+        {"steps": [GATED, AWARE, {"quantize": {}}]},
+        "the gate of a prune step looks at the model before quantizationAware rounds it",
+    ),
+    (
+        "CompressionRecipe",
+        {"steps": [GATED, AWARE, {"quantize": {}}, {"calibrate": {}}]},
+        "put a distill step without quantizationAware between the two",
     ),
     ("ModelVariant", changed(VARIANT, "digest", "latest"), "spec.digest"),
     ("ModelVariant", changed(VARIANT, "labels", ["one"]), "has two labels or more"),

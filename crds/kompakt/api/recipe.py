@@ -72,6 +72,14 @@ class Prune(Model):
     samples: Annotated[int, Field(ge=16, le=65_536)] = 256
     """Training examples that the importance is estimated from; a text's label is used where it has
     one, the model's own prediction otherwise."""
+    min_agreement_basis_points: Annotated[int, Field(ge=5000, le=10_000)] | None = None
+    """A gate behind this stage, which is the step and the distill steps that follow it: share of
+    held-out texts that must get the original's label. From 100 training texts up to 512, at most a
+    quarter, are held out for it, and no step sees them. A stage that breaks its gate is undone,
+    and no stage follows it; lowRank, and a distill step with quantizationAware, still do."""
+    max_drop_basis_points: Annotated[int, Field(ge=0, le=10_000)] | None = None
+    """A gate of the same kind: by how much the accuracy on those held-out texts that have a label,
+    of which there must be 50, may be below the original's."""
 
 
 class LowRank(Model):
@@ -291,6 +299,10 @@ class SearchRange(Model):
 
 
 _AWARE = "has({0}.distill) && {0}.distill.quantizationAware == 'Enabled'"
+_GATED = (
+    "has({0}.prune) && (has({0}.prune.minAgreementBasisPoints)"
+    " || has({0}.prune.maxDropBasisPoints))"
+)
 _NO_AWARE = f"!self.steps.exists(s, {_AWARE.format('s')})"
 
 
@@ -373,6 +385,24 @@ class CompressionRecipeSpec(Model):
             f"{_NO_AWARE} || !has(self.family) || self.family.size() == 0",
             "a family prunes on from one member to the next, and rounded weights are none to go on"
             " from: leave quantizationAware out, or the family",
+            ".steps",
+        ),
+        Cel(
+            f"!self.steps.exists(s, {_GATED.format('s')}) || !has(self.family)"
+            " || self.family.size() == 0",
+            "a family has a variant for each share, and the policy's gates judge them: leave"
+            " minAgreementBasisPoints and maxDropBasisPoints of prune out, or the family",
+            ".steps",
+        ),
+        Cel(
+            " && ".join(
+                f"(self.steps.size() < {place + 1}"
+                f" || !({_AWARE.format(f'self.steps[self.steps.size() - {place}]')})"
+                f" || !({_GATED.format(f'self.steps[self.steps.size() - {place + 1}]')}))"
+                for place in (2, 3)
+            ),
+            "the gate of a prune step looks at the model before quantizationAware rounds it: put a"
+            " distill step without quantizationAware between the two",
             ".steps",
         ),
         # Of recipes, not of steps: a search may come to a step that keeps everything.

@@ -6,22 +6,30 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
+from tests.jobs.conftest import write_checkpoint
 
 from kompakt.api.artifact import ArtifactFile, ArtifactManifest
+from kompakt.api.job import CompressTask, ImportResult, ImportTask
 from kompakt.jobs.compress.graph import Graph, GraphData
 from kompakt.jobs.compress.training import TrainingData
 from kompakt.jobs.data.examples import Dataset, Example
 from kompakt.jobs.evaluate.classifier import Logits
+from kompakt.jobs.importing import import_model
 from kompakt.jobs.models.checkpoint import Checkpoint, inspect
 from kompakt.jobs.models.encoder import Encoder
 from kompakt.jobs.models.export import export
 from kompakt.jobs.models.load import load
 from kompakt.jobs.models.session import open_model
 from kompakt.jobs.models.text import open_tokenizer, pad
+from kompakt.jobs.store import Store
+from kompakt.jobs.task import Workplace
+
+Places = Callable[[], Workplace]
 
 WORDS = [
     "the",
@@ -144,3 +152,50 @@ def answers(graph: Graph, data: GraphData, texts: int = 28) -> Logits:
         batch |= {"input_ids": ids, "attention_mask": np.ones_like(ids)}
         rows.append(session.run(batch)[0])
     return np.stack(rows)
+
+
+@pytest.fixture
+def place(workshop: Any) -> Places:
+    """A fresh scratch folder for each Job, one store for all."""
+    count = iter(range(100))
+
+    def make() -> Workplace:
+        scratch = workshop.root / f"job-{next(count)}"
+        scratch.mkdir()
+        return Workplace(store=Store(workshop.store), scratch=scratch, threads=1)
+
+    return make
+
+
+@pytest.fixture
+def model_type() -> str:
+    """Of the source, where a test does not say otherwise."""
+    return "bert"
+
+
+@pytest.fixture
+def imported(workshop: Any, place: Places, model_type: str) -> ImportResult:
+    """The baseline."""
+    write_checkpoint(workshop.checkpoint, model_type)
+    model = {"uri": f"file://{workshop.checkpoint}", "maxSequenceLength": 40}
+    return import_model(ImportTask.model_validate({"model": model}), place())
+
+
+@pytest.fixture
+def task(workshop: Any, imported: ImportResult) -> Callable[..., CompressTask]:
+    """Makes a task over the same data."""
+    training = workshop.data("training.jsonl", 80)
+
+    def make(*steps: dict[str, Any], **changes: Any) -> CompressTask:
+        return CompressTask.model_validate(
+            {
+                "recipe": "test",
+                "checkpointDigest": imported.source_digest,
+                "baselineDigest": imported.artifact_digest,
+                "steps": list(steps),
+                "training": {"uri": training, "labelField": "label"},
+            }
+            | changes
+        )
+
+    return make

@@ -8,7 +8,6 @@ from typing import Any
 
 import numpy as np
 import pytest
-from tests.jobs.conftest import write_checkpoint
 
 from kompakt.api.job import CompressTask, ImportResult, ImportTask
 from kompakt.jobs.artifact import count_parameters
@@ -18,7 +17,6 @@ from kompakt.jobs.errors import StepInvalid
 from kompakt.jobs.evaluate.classifier import Classifier
 from kompakt.jobs.importing import import_model
 from kompakt.jobs.models.checkpoint import inspect
-from kompakt.jobs.store import Store
 from kompakt.jobs.task import Workplace
 
 pytestmark = pytest.mark.slow
@@ -31,53 +29,6 @@ CALIBRATE: dict[str, Any] = {"calibrate": {"examples": 60}}
 OPENVINO: dict[str, Any] = {"quantize": {"method": "OpenVinoInt8", "samples": 16}}
 
 Places = Callable[[], Workplace]
-
-
-@pytest.fixture
-def place(workshop: Any) -> Places:
-    """A fresh scratch folder for each Job, one store for all."""
-    count = iter(range(100))
-
-    def make() -> Workplace:
-        scratch = workshop.root / f"job-{next(count)}"
-        scratch.mkdir()
-        return Workplace(store=Store(workshop.store), scratch=scratch, threads=1)
-
-    return make
-
-
-@pytest.fixture
-def model_type() -> str:
-    """Of the source, where a test does not say otherwise."""
-    return "bert"
-
-
-@pytest.fixture
-def imported(workshop: Any, place: Places, model_type: str) -> ImportResult:
-    """The baseline."""
-    write_checkpoint(workshop.checkpoint, model_type)
-    model = {"uri": f"file://{workshop.checkpoint}", "maxSequenceLength": 40}
-    return import_model(ImportTask.model_validate({"model": model}), place())
-
-
-@pytest.fixture
-def task(workshop: Any, imported: ImportResult) -> Callable[..., CompressTask]:
-    """Makes a task over the same data."""
-    training = workshop.data("training.jsonl", 80)
-
-    def make(*steps: dict[str, Any], **changes: Any) -> CompressTask:
-        return CompressTask.model_validate(
-            {
-                "recipe": "test",
-                "checkpointDigest": imported.source_digest,
-                "baselineDigest": imported.artifact_digest,
-                "steps": list(steps),
-                "training": {"uri": training, "labelField": "label"},
-            }
-            | changes
-        )
-
-    return make
 
 
 def test_a_whole_recipe_makes_an_artifact(

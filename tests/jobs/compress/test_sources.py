@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 from __future__ import annotations
 
+from itertools import combinations
 from typing import Any
 
 import pytest
@@ -9,7 +10,7 @@ from hypothesis import strategies as st
 
 from kompakt.api.job import CompressTask
 from kompakt.jobs.compress.sources import choose, gather, hold_out, without
-from kompakt.jobs.compress.steps import split
+from kompakt.jobs.compress.steps import check_task, split
 from kompakt.jobs.data.examples import Dataset, Example
 from kompakt.jobs.errors import StepInvalid
 
@@ -47,8 +48,8 @@ def test_nothing_is_both_trained_on_and_fitted_on(texts: list[str], data: st.Dat
     if len(set(texts)) < 50:
         return
     held = hold_out(whole, [len(text) % 3 for text in texts], 55)
-    rest = without(whole, held)
     fitted = {entry.text for entry in held}
+    rest = without(whole, fitted)
     assert not fitted & set(rest.texts)
     assert fitted | set(rest.texts) == set(texts)
     assert rest.digest != whole.digest
@@ -123,3 +124,65 @@ def test_calibrate_is_last(steps: list[dict[str, Any]]) -> None:
     """Whatever comes after it would change the scores again."""
     with pytest.raises(StepInvalid, match="calibrate is about the finished model"):
         split(task(*steps).steps)
+
+
+GATED: dict[str, Any] = {"prune": {"samples": 16, "minAgreementBasisPoints": 9500}}
+
+
+def test_what_gates_look_at_is_trained_on_by_nobody(workshop: Any) -> None:
+    """A quarter of the texts, without those of calibrate, the same ones whatever the gate; the
+    rest has a digest of its own.
+    """
+    training = {"uri": workshop.data("training.jsonl", 480), "labelField": "label"}
+    found = {}
+    for name, gate in (
+        ("agreement", {"minAgreementBasisPoints": 9900}),
+        ("accuracy", {"maxDropBasisPoints": 100}),
+    ):
+        given_ = task({"prune": {"samples": 16} | gate}, CALIBRATE, training=training)
+        found[name] = gather(choose(given_, *split(given_.steps)), labels=LABELS, seed=0)
+    texts = found["agreement"]
+    assert texts.training is not None
+    assert texts.checks is not None
+    sides = [set(texts.training.texts), set(texts.checks.texts), {e.text for e in texts.labelled}]
+    assert all(not one & other for one, other in combinations(sides, 2))
+    assert 100 <= len(sides[1]) == len(texts.checks.texts) <= 120
+    plain = task(PRUNE, training=training)
+    whole = gather(choose(plain, *split(plain.steps)), labels=LABELS, seed=0)
+    assert whole.training is not None
+    assert whole.checks is None
+    assert set.union(*sides) == set(whole.training.texts)
+    assert texts.training.digest != whole.training.digest
+    assert found["accuracy"] == texts
+
+
+@pytest.mark.parametrize(
+    ("count", "labelled", "gate", "message"),
+    [
+        (390, True, "minAgreementBasisPoints", r"100 training texts.* has \d+: name 400, or leave"),
+        (480, False, "maxDropBasisPoints", r"50 labelled texts .* 0 have a label: name more, or"),
+    ],
+    ids=["texts", "labels"],
+)
+def test_gates_need_texts(
+    workshop: Any, count: int, *, labelled: bool, gate: str, message: str
+) -> None:
+    """Said before any work, and how many."""
+    source = {"uri": workshop.data("training.jsonl", count)}
+    source |= {"labelField": "label"} if labelled else {}
+    given_ = task({"prune": {"samples": 16, gate: 9000}}, training=source)
+    with pytest.raises(StepInvalid, match=message):
+        gather(choose(given_, *split(given_.steps)), labels=LABELS, seed=0)
+
+
+def test_gates_count_labels_of_texts() -> None:
+    """A model that gives none to a text has no such gate; one that is rounded while it trains is
+    looked at before.
+    """
+    with pytest.raises(StepInvalid, match="a model of the task Regression gives none to a text"):
+        check_task(task(GATED).steps, "Regression")
+    check_task(task(GATED).steps, "TextClassification")
+    aware = {"distill": {"quantizationAware": "Enabled"}}
+    with pytest.raises(StepInvalid, match="put a distill step without quantizationAware between"):
+        split(task(GATED, aware, {"quantize": {}}).steps)
+    split(task(GATED, {"distill": {}}, aware, {"quantize": {}}).steps)

@@ -9,7 +9,7 @@ training source, by a hash of their text, so that equal texts never sit on both 
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass, replace
 
 from kompakt.api.artifact import canonical_json, sha256_digest
@@ -17,7 +17,8 @@ from kompakt.api.base import Digest
 from kompakt.api.job import CompressTask
 from kompakt.api.recipe import Step
 from kompakt.api.source import DataSource
-from kompakt.jobs.compress.graph import Labelled
+from kompakt.jobs.compress.graph import FEWEST_CHECKS, MOST_CHECKS, Labelled
+from kompakt.jobs.compress.stages import is_gated
 from kompakt.jobs.compress.steps import entry_of, name_of
 from kompakt.jobs.data.examples import Dataset, draw
 from kompakt.jobs.data.reader import read
@@ -26,6 +27,17 @@ from kompakt.jobs.errors import StepInvalid
 
 Steps = Sequence[Step]
 FEWEST_LABELS = 50
+CHECKED_PART = 4
+"""Gates may hold out one of so many texts."""
+
+
+@dataclass(frozen=True)
+class Gates:
+    """The gates of prune steps."""
+
+    any: bool = False
+    labels: bool = False
+    """Whether one of them is about accuracy."""
 
 
 @dataclass(frozen=True)
@@ -40,6 +52,8 @@ class Sources:
     """For `calibrate`."""
     fitted: int
     """Labelled texts that `calibrate` looks at, at most."""
+    gates: Gates = Gates()
+    """What asks for texts that nothing is trained on."""
 
 
 @dataclass(frozen=True)
@@ -49,6 +63,8 @@ class Texts:
     training: Dataset | None
     calibration: Dataset | None
     labelled: tuple[Labelled, ...]
+    checks: Dataset | None = None
+    """What gates look at; None where there are none."""
 
     def drawn(self, *, seed: int) -> list[str]:
         """The texts to take ranges from in a random order, those of weighted slices earlier."""
@@ -86,6 +102,13 @@ def choose(task: CompressTask, torch_steps: Steps, graph_steps: Steps) -> Source
         calibration=_needed(task, graph_steps, calibration, training),
         labelled=labelled,
         fitted=fitting[0].examples if fitting else 0,
+        gates=Gates(
+            any=any(is_gated(step) for step in torch_steps),
+            labels=any(
+                step.prune is not None and step.prune.max_drop_basis_points is not None
+                for step in torch_steps
+            ),
+        ),
     )
 
 
@@ -105,12 +128,16 @@ def gather(sources: Sources, *, labels: Sequence[str], seed: int) -> Texts:
     training, calibration, labelled = (
         next((dataset for known, dataset in found if known == source), None) for source in wanted
     )
-    if labelled is None:
-        return Texts(training, calibration, ())
-    held = hold_out(labelled, known_labels(labelled, labels), sources.fitted)
-    if sources.training == sources.labelled and training is not None:
-        training = without(training, held)
-    return Texts(training, calibration, held)
+    held: tuple[Labelled, ...] = ()
+    if labelled is not None:
+        held = hold_out(labelled, known_labels(labelled, labels), sources.fitted)
+        if sources.training == sources.labelled and training is not None:
+            training = without(training, {entry.text for entry in held})
+    checks = None
+    if sources.gates.any and training is not None:
+        checks = checked(training, labels=sources.gates.labels)
+        training = without(training, set(checks.texts))
+    return Texts(training, calibration, held, checks)
 
 
 def hold_out(dataset: Dataset, labels: Sequence[int | None], count: int) -> tuple[Labelled, ...]:
@@ -132,9 +159,32 @@ def hold_out(dataset: Dataset, labels: Sequence[int | None], count: int) -> tupl
     return tuple(Labelled(text, known[text]) for text in held)
 
 
-def without(dataset: Dataset, held: Sequence[Labelled]) -> Dataset:
+def checked(dataset: Dataset, *, labels: bool) -> Dataset:
+    """The texts that gates look at, chosen as those of `hold_out`; some must have a label where
+    `labels` says so.
+    """
+    known = {e.text: e for e in reversed(dataset.examples) if e.text.strip()}
+    order = sorted(known, key=lambda text: hashlib.sha256(text.encode()).digest())
+    chosen = order[: min(MOST_CHECKS, len(order) // CHECKED_PART)]
+    if len(chosen) < FEWEST_CHECKS:
+        raise StepInvalid(
+            f"a gate of prune holds out {FEWEST_CHECKS} training texts, which may be a quarter of"
+            f" them at most, and {dataset.uri} has {len(order)}: name"
+            f" {CHECKED_PART * FEWEST_CHECKS}, or leave minAgreementBasisPoints and"
+            " maxDropBasisPoints out"
+        )
+    labelled = sum(known[text].label is not None for text in chosen)
+    if labels and labelled < FEWEST_LABELS:
+        raise StepInvalid(
+            f"prune.maxDropBasisPoints needs {FEWEST_LABELS} labelled texts among those that are"
+            f" held out; of {len(chosen)} from {dataset.uri} {labelled} have a label: name more, or"
+            " take minAgreementBasisPoints, which needs none"
+        )
+    return replace(dataset, examples=tuple(known[text] for text in chosen))
+
+
+def without(dataset: Dataset, texts: Collection[str]) -> Dataset:
     """The rest of the data, with a digest of its own: what is trained on it is another model."""
-    texts = {entry.text for entry in held}
     rest = tuple(example for example in dataset.examples if example.text not in texts)
     key = [dataset.digest, sorted(texts)]
     return replace(dataset, examples=rest, digest=sha256_digest(canonical_json(key)))

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, replace
 from importlib import import_module
+from itertools import pairwise
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
@@ -16,6 +17,7 @@ from pydantic.alias_generators import to_snake
 
 from kompakt.api.base import Task
 from kompakt.api.recipe import Step
+from kompakt.jobs.compress.stages import is_gated
 from kompakt.jobs.errors import StepInvalid
 
 if TYPE_CHECKING:
@@ -109,6 +111,13 @@ def split(steps: list[Step]) -> tuple[list[Step], list[Step]]:
     factored = [place for place, step in enumerate(steps) if step.low_rank is not None]
     if factored and any(step.prune is not None for step in steps[factored[0] :]):
         raise StepInvalid("prune takes whole matrices apart, so lowRank must come after it")
+    for former, step in pairwise(torch_steps):
+        aware_now = step.distill is not None and step.distill.quantization_aware == "Enabled"
+        if is_gated(former) and aware_now:
+            raise StepInvalid(
+                "the gate of a prune step looks at the model before quantizationAware rounds it:"
+                " put a distill step without quantizationAware between the two"
+            )
     aware = [s for s in torch_steps if s.distill and s.distill.quantization_aware == "Enabled"]
     if aware and aware != torch_steps[-1:]:
         raise StepInvalid(
@@ -127,6 +136,11 @@ def check_task(steps: list[Step], task: Task) -> None:
                 f"the step {name} cannot handle a model of the task {task}; take it out of the"
                 f" recipe: {', '.join(able)} can"
             )
+    if any(is_gated(step) for step in steps) and task != "TextClassification":
+        raise StepInvalid(
+            "minAgreementBasisPoints and maxDropBasisPoints of prune count texts by their label,"
+            f" and a model of the task {task} gives none to a text; leave them out"
+        )
     mixed = any(step.quantize is not None and step.quantize.mixed == "Enabled" for step in steps)
     if mixed and task != "TextClassification":
         raise StepInvalid(
