@@ -11,6 +11,7 @@ from aiohttp import web
 from aiohttp.test_utils import TestServer
 
 from kompakt.api import names, telemetry
+from kompakt.operator import meter
 from kompakt.operator.meter import ScrapingMeter
 from kompakt.operator.resources import Manifest, Ref
 from kompakt.operator.store import Store
@@ -88,11 +89,14 @@ async def served(monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[tuple[Cluster
         "metrics": f'{STARTED}{{variant="x"}} 5\n',
         "ready": 200,
         "hosts": [],
+        "asked": 0,
+        "release": None,
     }
 
     async def metrics(_: web.Request) -> web.Response:
-        if answers["metrics"] is None:
-            await asyncio.sleep(5)
+        answers["asked"] += 1
+        if (release := answers["release"]) is not None:
+            await release.wait()
         return web.Response(text=answers["metrics"] or "")
 
     async def ready(request: web.Request) -> web.Response:
@@ -141,6 +145,32 @@ async def test_a_sample_that_cannot_be_renewed_keeps_its_time(
     after = await cluster.round()
 
     assert after["user"] == before["user"]
+
+
+async def test_nobody_waits_for_a_slow_pod(served: Served, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A starved pod answers after its round: it is not asked twice, the others are measured as
+    ever, and its answer counts when it comes.
+    """
+    monkeypatch.setattr(meter, "_PATIENCE", 0.05)
+    cluster, answers = served
+    cluster.pod("slow")
+    answers["release"] = asyncio.Event()
+    async with aiohttp.ClientSession() as session:
+        await cluster.meter.round(session)
+        assert (cluster.meter.samples(ROLLOUT), answers["asked"]) == ((), 1)
+        slow, answers["release"] = answers["release"], None
+        cluster.pod("quick")
+        await cluster.meter.round(session)
+        assert [sample.pod for sample in cluster.meter.samples(ROLLOUT)] == ["quick"]
+        assert answers["asked"] == 2
+        rounds = len(cluster.measured)
+
+        slow.set()
+        monkeypatch.setattr(meter, "_PATIENCE", 5)
+        await cluster.meter.round(session)
+
+    assert len(cluster.measured) == rounds + 2, "once by its answer, once by the round"
+    assert {sample.pod for sample in cluster.meter.samples(ROLLOUT)} == {"quick", "slow"}
 
 
 async def test_last_counters_of_a_dead_pod_stay_for_the_stage(served: Served) -> None:

@@ -8,6 +8,8 @@ request through the gateway to see whether the way is open.
 
 Invariants:
 
+- nobody waits for a slow pod: a round ends without it, and its answer counts when it comes. Pods
+  that are starved of CPU are slow to tell how slow they are;
 - a sample keeps the time at which it was taken: one that could not be renewed grows old, and the
   judge sees that;
 - the last counters of a pod that is gone stay, marked `gone`, until the rollout enters another
@@ -21,6 +23,7 @@ import logging
 import time
 from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass, field, replace
+from functools import partial
 from typing import Any, Final, Protocol
 
 import aiohttp
@@ -34,7 +37,11 @@ from kompakt.operator.store import Store
 
 log = logging.getLogger(__name__)
 _SCRAPED_ROLES: Final = frozenset({names.ROLE_SERVING, names.ROLE_COMPARATOR})
-_TIMEOUT: Final = aiohttp.ClientTimeout(total=0.8)
+_PATIENCE: Final = 0.8
+"""Seconds that a round waits for answers."""
+_TIMEOUT: Final = aiohttp.ClientTimeout(total=5.0)
+"""Of a pod that is asked for its measurements; until then it is not asked again."""
+_PROBE_TIMEOUT: Final = aiohttp.ClientTimeout(total=_PATIENCE)
 _AT_ONCE: Final = 64
 _OK: Final = 200
 
@@ -56,6 +63,8 @@ class _Watched:
     stage: tuple[object, ...] = ()
     samples: dict[str, PodSample] = field(default_factory=dict)
     """By uid of the pod."""
+    asked: dict[str, asyncio.Task[None]] = field(default_factory=dict)
+    """Pods that have not answered yet."""
     probe_ok: bool | None = None
 
 
@@ -123,10 +132,18 @@ class ScrapingMeter:
             if self._is_scraped(pod, ref)
         }
         self._forget(watched, obj)
-        async with asyncio.TaskGroup() as group:
-            for uid, pod in pods.items():
-                group.create_task(self._scrape(session, watched, uid=uid, pod=pod))
-            group.create_task(self._probe(session, watched, Ref(POLICY, ref.namespace, policy)))
+        new = {uid: pod for uid, pod in pods.items() if uid not in watched.asked}
+        for uid, pod in new.items():
+            asked = asyncio.create_task(self._scrape(session, watched, uid=uid, pod=pod))
+            watched.asked[uid] = asked
+            asked.add_done_callback(partial(_answered, watched, uid))
+        probe = asyncio.create_task(
+            self._probe(session, watched, Ref(POLICY, ref.namespace, policy))
+        )
+        await asyncio.wait([probe, *watched.asked.values()], timeout=_PATIENCE)
+        await probe
+        for uid in new.keys() & watched.asked.keys():
+            watched.asked[uid].add_done_callback(lambda _: self._measured(ref))
         for uid, sample in watched.samples.items():
             if uid not in pods and not sample.gone:
                 watched.samples[uid] = replace(sample, gone=True, ready=False)
@@ -201,10 +218,20 @@ class ScrapingMeter:
             async with (
                 self._slots,
                 session.get(
-                    f"http://{address}/v2/models/{model}/ready", headers=headers
+                    f"http://{address}/v2/models/{model}/ready",
+                    headers=headers,
+                    timeout=_PROBE_TIMEOUT,
                 ) as response,
             ):
                 await response.read()
                 watched.probe_ok = response.status == _OK
         except (aiohttp.ClientError, TimeoutError, OSError):
             watched.probe_ok = False
+
+
+def _answered(watched: _Watched, uid: str, asked: asyncio.Task[None]) -> None:
+    """A pod has answered, in its round or after it, or never will."""
+    del watched.asked[uid]
+    if not asked.cancelled() and (error := asked.exception()) is not None:
+        # One odd answer must not blind the judge for ever: it sees samples grow old.
+        log.error("a pod was not measured", exc_info=error)
