@@ -307,6 +307,11 @@ BAD_OTHERS = [
     ),
     (
         "CompressionRecipe",
+        {"steps": [{"prune": {"latencyKeepPermille": 500, "importance": "L0"}}]},
+        "importance L0 learns for shares of heads and neurons",
+    ),
+    (
+        "CompressionRecipe",
         {"steps": [GATED, {"distill": {}}], "family": [500]},
         "a family has a variant for each share, and the policy's gates judge them",
     ),

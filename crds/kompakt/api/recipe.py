@@ -51,10 +51,14 @@ class Prune(Model):
     model as the step finds it: a recipe may prune a little, distill, and prune on.
     """
 
-    importance: Literal["Fisher", "Movement"] = "Fisher"
+    importance: Literal["Fisher", "Movement", "L0"] = "Fisher"
     """How heads and neurons are ranked. Fisher: by the squared gradient of the loss by a gate on
     each (Kwon et al. 2022, arXiv:2204.09656, section 4). Movement: by where a few steps of training
-    move their weights (Sanh et al. 2020, arXiv:2005.07683)."""
+    move their weights (Sanh et al. 2020, arXiv:2005.07683). L0: by gates that begin in the order of
+    Fisher and learn, with the weights, to close while the model is distilled (Louizos et al. 2018,
+    arXiv:1712.01312; Xia et al. 2022, arXiv:2204.00408). It takes as long as a distill step."""
+    sparsity_examples: Annotated[int, Field(ge=32, le=10_000_000)] = 3000
+    """L0: how many training texts are shown in all (repeated when the data has fewer)."""
     ffn_keep_permille: Annotated[int, Field(ge=20, le=1000)] = 1000
     """Share of all FFN neurons that stay."""
     head_keep_permille: Annotated[int, Field(ge=20, le=1000)] = 1000
@@ -403,6 +407,13 @@ class CompressionRecipeSpec(Model):
             ),
             "the gate of a prune step looks at the model before quantizationAware rounds it: put a"
             " distill step without quantizationAware between the two",
+            ".steps",
+        ),
+        Cel(
+            "self.steps.all(s, !has(s.prune) || s.prune.importance != 'L0' || !("
+            "has(s.prune.latencyKeepPermille) || has(self.family) && self.family.size() > 0))",
+            "importance L0 learns for shares of heads and neurons: set headKeepPermille and"
+            " ffnKeepPermille instead of latencyKeepPermille or a family, or take Fisher",
             ".steps",
         ),
         # Of recipes, not of steps: a search may come to a step that keeps everything.

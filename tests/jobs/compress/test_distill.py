@@ -143,12 +143,12 @@ def test_too_few_texts_are_refused(bench_of: Benches) -> None:
 
 def test_the_rate_warms_up_and_decays() -> None:
     """Linear up over the first tenth, linear down to almost nothing."""
-    rates = [distill._schedule(step, 100) for step in range(100)]
+    rates = [distill.schedule(step, 100) for step in range(100)]
     assert rates[0] == pytest.approx(0.1)
     assert max(rates) == rates[9] == rates[10] == 1.0
     assert rates[-1] == pytest.approx(1 / 90)
     assert all(later < earlier for earlier, later in pairwise(rates[10:]))
-    assert all(0 < rate <= 1 for rate in (distill._schedule(0, 1), distill._schedule(1, 2)))
+    assert all(0 < rate <= 1 for rate in (distill.schedule(0, 1), distill.schedule(1, 2)))
 
 
 ALL: dict[str, Any] = {
@@ -273,7 +273,7 @@ def test_steps_have_as_many_tokens_each(bench_of: Benches) -> None:
     """So that bf16 kernels are compiled for few shapes; every text is shown once in each pass."""
     data = bench_of("bert").data
     shown = list(range(90)) * 2
-    batches = distill._shuffled(data, shown, size=30)
+    batches = distill.shuffled(data, shown, size=30)
     assert sorted(i for batch in batches for i in batch.indices) == sorted(shown)
     sizes = [batch.inputs["input_ids"].numel() for batch in batches]
     mean = sum(len(data.encodings[index]) for index in range(90)) / 3

@@ -80,17 +80,13 @@ class Distillation(TorchStep):
                 f" {len(data)}"
             )
         parameters = self._parameters
-        order = data.order()
-        held_out_count = min(HELD_OUT_MOST, max(8, int(len(data) * HELD_OUT_SHARE)))
-        # From the end: the start is what pruning has seen.
-        held_out, pool = order[-held_out_count:], order[:-held_out_count]
-        shown = [pool[i % len(pool)] for i in range(parameters.examples)]
-        batches = _shuffled(data, shown, size=parameters.batch_size)
+        shown, held_out = chosen_texts(data, parameters.examples)
+        batches = shuffled(data, shown, size=parameters.batch_size)
         lesson = lessons.prepare(parameters, encoder, data, shown=shown, held_out=held_out)
-        trainable = _unfreeze(encoder)
+        trainable = unfreeze(encoder)
 
         def step(arithmetic: Arithmetic) -> None:
-            self._loss(encoder, lesson, _typical(batches), arithmetic).backward()
+            self._loss(encoder, lesson, typical(batches), arithmetic).backward()
             for parameter in trainable.values():
                 parameter.grad = None
 
@@ -102,7 +98,7 @@ class Distillation(TorchStep):
         progress = Progress("distill", len(shown))
         check_every = max(1, math.ceil(len(batches) / CHECKS))
         for number, batch in enumerate(batches):
-            rate = parameters.learning_rate_micros / 1e6 * _schedule(number, len(batches))
+            rate = parameters.learning_rate_micros / 1e6 * schedule(number, len(batches))
             loss = self._loss(encoder, lesson, batch, arithmetic)
             value = float(loss.detach())
             if not math.isfinite(value):
@@ -159,7 +155,16 @@ class Distillation(TorchStep):
         )
 
 
-def _schedule(step: int, steps: int) -> float:
+def chosen_texts(data: TrainingData, examples: int) -> tuple[list[int], list[int]]:
+    """What is trained on, so many with repeats, and what is held out."""
+    order = data.order()
+    held_out_count = min(HELD_OUT_MOST, max(8, int(len(data) * HELD_OUT_SHARE)))
+    # From the end: the start is what pruning has seen.
+    held_out, pool = order[-held_out_count:], order[:-held_out_count]
+    return [pool[i % len(pool)] for i in range(examples)], held_out
+
+
+def schedule(step: int, steps: int) -> float:
     """Linear warm-up, then linear decay to zero."""
     warm_up = max(1, round(steps * WARM_UP_SHARE))
     if step < warm_up:
@@ -167,7 +172,7 @@ def _schedule(step: int, steps: int) -> float:
     return (steps - step) / max(1, steps - warm_up)
 
 
-def _shuffled(data: TrainingData, shown: Sequence[int], *, size: int) -> list[Batch]:
+def shuffled(data: TrainingData, shown: Sequence[int], *, size: int) -> list[Batch]:
     """Batches of about equal length, with as many tokens each, in random order, one pass over the
     texts after the other.
     """
@@ -180,7 +185,7 @@ def _shuffled(data: TrainingData, shown: Sequence[int], *, size: int) -> list[Ba
     return batches
 
 
-def _typical(batches: Sequence[Batch]) -> Batch:
+def typical(batches: Sequence[Batch]) -> Batch:
     """The one of median size."""
     return sorted(batches, key=lambda batch: batch.inputs["input_ids"].numel())[len(batches) // 2]
 
@@ -191,7 +196,7 @@ def _passes(shown: Sequence[int]) -> Iterator[Sequence[int]]:
         yield shown[start : start + distinct]
 
 
-def _unfreeze(encoder: Encoder) -> dict[str, nn.Parameter]:
+def unfreeze(encoder: Encoder) -> dict[str, nn.Parameter]:
     """The parameters that learn: all but the embedding tables."""
     for table in encoder.tables:
         table.requires_grad_(False)

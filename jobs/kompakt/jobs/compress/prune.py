@@ -9,6 +9,9 @@
    masked, to rounding.
 4. Refit: the matrices that read what is left are fitted to give what was there before (`refit`).
 
+With the importance L0, gates that begin in the order of the scores learn which units stay, and the
+weights with them (`sparsity`).
+
 All shares are of the model as the step finds it: two steps that keep half each leave a quarter.
 """
 
@@ -16,13 +19,14 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Sequence
-from dataclasses import dataclass
-from typing import Any
+from dataclasses import dataclass, field
+from typing import Any, Literal
 
 import torch
 from typing_extensions import override
 
 from kompakt.api.recipe import Prune
+from kompakt.jobs.compress import sparsity
 from kompakt.jobs.compress.gates import Units
 from kompakt.jobs.compress.importance import importance, layers_to_drop
 from kompakt.jobs.compress.latency import LatencyTable
@@ -82,14 +86,11 @@ class PruneUnits(TorchStep):
             encoder.keep_layers(numbers)
             # Scores should be those of a model that works.
             refit(encoder, whole, numbers, texts.fitted)
-        scores = importance(parameters.importance, encoder, texts.scored, labels=data.labels)
-        curves: list[Curve] = []
-        if budget is None:
-            kept = self._by_share(scores)
+        if parameters.importance == "L0":
+            outcome = self._learned(encoder, data, texts)
         else:
-            curves = sensitivity(encoder, scores, fit_on=texts.scored, check_on=texts.checked)
-            kept = self._within(budget, scores, curves)
-        shrink(encoder, kept)
+            outcome = self._ranked(encoder, data, texts, budget)
+        scores = outcome.scores
         errors = refit(encoder, whole, numbers, texts.fitted)
         after = _Sizes.of(encoder)
         data.details["prune"] = {
@@ -110,15 +111,54 @@ class PruneUnits(TorchStep):
                 "feedForward": [_rounded(error) for error in errors.feed_forward],
             },
         }
+        if outcome.gates is not None:
+            data.details["prune"]["gates"] = outcome.gates
         if budget is not None:
             data.details["prune"]["latency"] = budget.report(encoder)
-            data.details["prune"]["sensitivity"] = _sensitivity(curves)
+            data.details["prune"]["sensitivity"] = _sensitivity(outcome.curves)
         return _summary(before, after, dropped=len(drops), budget=budget, encoder=encoder)
+
+    def _ranked(
+        self, encoder: Encoder, data: TrainingData, texts: _Texts, budget: _Budget | None
+    ) -> _Outcome:
+        """Scores the units, and takes out what is worth least."""
+        kind: Literal["Fisher", "Movement"] = "Fisher"
+        if self._parameters.importance == "Movement":
+            kind = "Movement"
+        scores = importance(kind, encoder, texts.scored, labels=data.labels)
+        curves: list[Curve] = []
+        if budget is None:
+            kept = self._by_share(scores)
+        else:
+            curves = sensitivity(encoder, scores, fit_on=texts.scored, check_on=texts.checked)
+            kept = self._within(budget, scores, curves)
+        shrink(encoder, kept)
+        return _Outcome(scores, curves=curves)
+
+    def _learned(self, encoder: Encoder, data: TrainingData, texts: _Texts) -> _Outcome:
+        """Trains with gates, and leaves their values in the weights."""
+        parameters = self._parameters
+        learned = sparsity.learn(
+            encoder,
+            data,
+            importance("Fisher", encoder, texts.scored, labels=data.labels),
+            head_share=parameters.head_keep_permille / WHOLE,
+            neuron_share=parameters.ffn_keep_permille / WHOLE,
+            examples=parameters.sparsity_examples,
+        )
+        sparsity.fold(encoder, learned.values)
+        shrink(encoder, self._by_share(learned.locations))
+        return _Outcome(learned.locations, gates=learned.report)
 
     def _budget(self, encoder: Encoder, data: TrainingData, texts: _Texts) -> _Budget | None:
         permille = self._parameters.latency_keep_permille
         if permille is None:
             return None
+        if self._parameters.importance == "L0":
+            raise StepInvalid(
+                "prune.importance L0 learns for shares of heads and neurons: set headKeepPermille"
+                " and ffnKeepPermille instead of latencyKeepPermille, or take Fisher"
+            )
         if data.latency_table is None:
             raise StepInvalid(
                 "prune.latencyKeepPermille needs a pod to measure on; set ffnKeepPermille and"
@@ -177,6 +217,15 @@ def shrink(encoder: Encoder, kept: Units) -> None:
     for layer, heads, neurons in layers:
         layer.keep_heads(heads)
         layer.keep_neurons(neurons)
+
+
+@dataclass
+class _Outcome:
+    """What was found on the way, for the report."""
+
+    scores: Units
+    curves: list[Curve] = field(default_factory=list)
+    gates: dict[str, Any] | None = None
 
 
 @dataclass(frozen=True)
