@@ -56,12 +56,12 @@ def evaluation(root: Path, *, pairs: bool = True) -> dict[str, Any]:
     return {"uri": uri, "sliceFields": ["long"], **scored}
 
 
-def import_task(root: Path, **data: dict[str, Any]) -> ImportTask:
-    """Of the model in the folder."""
+def import_task(root: Path, *, least: int = 9500, **data: dict[str, Any]) -> ImportTask:
+    """Of the model in the folder, whose embeddings agree from such a cosine on."""
     model = {
         "uri": f"file://{root}/model",
         "task": "SentenceEmbedding",
-        "minCosineBasisPoints": 9500,
+        "minCosineBasisPoints": least,
         "maxSequenceLength": 40,
     }
     return ImportTask.model_validate({"model": model, "data": data})
@@ -74,9 +74,11 @@ def imported(tmp_path: Path, place: Places) -> ImportResult:
     return import_model(import_task(tmp_path, evaluation=evaluation(tmp_path)), place())
 
 
-def compress_task(imported: ImportResult, root: Path, *steps: dict[str, Any]) -> CompressTask:
+def compress_task(
+    imported: ImportResult, root: Path, *steps: dict[str, Any], texts: int = 160
+) -> CompressTask:
     """A recipe with these steps, and unlabelled texts."""
-    rows = [{"text": text} for text in make_texts(160, seed=2)]
+    rows = [{"text": text} for text in make_texts(texts, seed=2)]
     return CompressTask.model_validate(
         {
             "recipe": "test",
@@ -214,12 +216,13 @@ def test_texts_alone_are_compared_with_the_original(
         ([{"lowRank": {"keepPermille": 800, "samples": 16}}], 0.9),
         ([{"prune": {"dropLayers": 1, "samples": 16}}], 0.2),
         ([{"prune": {"latencyKeepPermille": 700, "samples": 16}}], 0.2),
+        ([{"prune": {"importance": "L0", "sparsityExamples": 64, "ffnKeepPermille": 750}}], 0.2),
         ([{"quantize": {"method": "StaticInt8", "samples": 16}}], 0.9),
         ([{"quantize": {"method": "WeightOnly", "weightBits": 8}}], 0.9),
         ([{"quantize": {"method": "BFloat16"}}], 0.9),
         ([{"distill": {"examples": 64, "quantizationAware": "Enabled"}}, {"quantize": {}}], 0.9),
     ],
-    ids=["lowRank", "layers", "latency", "static", "weights", "bfloat16", "aware"],
+    ids=["lowRank", "layers", "latency", "l0", "static", "weights", "bfloat16", "aware"],
 )
 def test_every_other_step_can_handle_embeddings(
     steps: list[dict[str, Any]],
@@ -240,6 +243,47 @@ def test_every_other_step_can_handle_embeddings(
     assert near.mean() > least
 
 
+@pytest.mark.slow
+def test_products_that_turn_vectors_away_stay_in_floating_point(
+    tmp_path: Path, place: Places
+) -> None:
+    """As many as it takes for a strict cosine, which all in 8 bits would not keep."""
+    write_layout(write_checkpoint(tmp_path / "model", embeds=True))
+    texts = evaluation(tmp_path, pairs=False)
+    imported = import_model(import_task(tmp_path, least=9985, evaluation=texts), place())
+    found = {}
+    for mixed in ("Disabled", "Enabled"):
+        step = {"method": "StaticInt8", "samples": 16, "mixed": mixed}
+        step |= {"minAgreementBasisPoints": 9500} if mixed == "Enabled" else {}
+        at = place()
+        made = compress(compress_task(imported, tmp_path, {"quantize": step}), at)
+        kept = measured(imported, made.artifact_digest, texts, place()).confirmation
+        found[mixed] = kept.candidate_correct
+    assert at.details["mixed"]["floating"]
+    assert at.details["mixed"]["agreement"] >= 0.95
+    assert found["Disabled"] < 54 <= found["Enabled"]
+
+
+@pytest.mark.slow
+def test_pruning_goes_on_as_long_as_vectors_stay_near(
+    tmp_path: Path, place: Places, imported: ImportResult
+) -> None:
+    """The stage that turns them away is undone; no text needs a label for that."""
+    at = place()
+    gate = {"samples": 16, "minAgreementBasisPoints": 9000}
+    steps = [
+        {"prune": {"ffnKeepPermille": 900, **gate}},
+        {"distill": {"examples": 64}},
+        {"prune": {"ffnKeepPermille": 200, "headKeepPermille": 250, **gate}},
+    ]
+    made = compress(compress_task(imported, tmp_path, *steps, texts=440), at)
+    assert made.summary.startswith("stopped after 1 of 2 stages: agreement ")
+    first, second = at.details["stages"]
+    assert first["texts"] == second["texts"] > 100
+    assert first["agreeing"] >= 0.9 * first["texts"] > second["agreeing"]
+    assert first["labelled"] == 0
+
+
 @pytest.mark.parametrize(
     ("steps", "message"),
     [
@@ -248,8 +292,8 @@ def test_every_other_step_can_handle_embeddings(
             r"calibrate cannot handle a model of the task SentenceEmbedding; take it out",
         ),
         (
-            [{"quantize": {"method": "StaticInt8", "mixed": "Enabled"}}],
-            r"a model of the task SentenceEmbedding gives none to a text; leave mixed out",
+            [{"prune": {"ffnKeepPermille": 500, "maxDropBasisPoints": 100}}],
+            r"maxDropBasisPoints counts .*SentenceEmbedding gives none .*take minAgreement",
         ),
         (
             [{"prune": {"ffnKeepPermille": 500, "importance": "Movement"}}],
@@ -290,7 +334,7 @@ def test_data_that_do_not_fit_an_embedding_have_their_sentence(
 ) -> None:
     """Said at the import, before torch is loaded."""
     write_checkpoint(tmp_path / "model", embeds=True)
-    task = import_task(tmp_path, **{role: evaluation(tmp_path) | changes})
+    task = import_task(tmp_path, least=9500, **{role: evaluation(tmp_path) | changes})
     with pytest.raises(DataInvalid, match=message):
         import_model(task, place())
 

@@ -78,12 +78,12 @@ class Prune(Model):
     one, the model's own prediction otherwise."""
     min_agreement_basis_points: Annotated[int, Field(ge=5000, le=10_000)] | None = None
     """A gate behind this stage, which is the step and the distill steps that follow it: share of
-    held-out texts that must get the original's label. From 100 training texts up to 512, at most a
-    quarter, are held out for it, and no step sees them. A stage that breaks its gate is undone,
-    and no stage follows it; lowRank, and a distill step with quantizationAware, still do."""
+    held-out texts that must get the original's answer, or near it. 100 to 512 training texts, at
+    most a quarter, are held out, and no step sees them. A stage that breaks its gate is undone, and
+    no stage follows it; lowRank, and a distill step with quantizationAware, still do."""
     max_drop_basis_points: Annotated[int, Field(ge=0, le=10_000)] | None = None
-    """A gate of the same kind: by how much the accuracy on those held-out texts that have a label,
-    of which there must be 50, may be below the original's."""
+    """A gate of the same kind, of a TextClassification: by how much the accuracy on those held-out
+    texts that have a label, of which there must be 50, may be below the original's."""
 
 
 class LowRank(Model):
@@ -186,7 +186,7 @@ class Quantize(Model):
     many as the agreement below needs and no more."""
     min_agreement_basis_points: Annotated[int, Field(ge=5000, le=10_000)] = 9900
     """With mixed: share of calibration texts, others than those that choices are made on, which
-    must get the original's label. From 100 texts up to 512; the more, the finer."""
+    must get the original's answer, as in prune. From 100 texts up to 512; the more, the finer."""
     weight_bits: Literal[1, 2, 4, 8] = 4
     """WeightOnly: bits of a weight. Below 4 only weights that were trained for it are of use: 2
     bits are -1, 0 and 1 then, 1 bit is -1 and 1. ONNX Runtime unpacks 1 bit when it opens the file,

@@ -12,6 +12,7 @@ import torch
 
 from kompakt.api.job import CompressTask, ImportResult
 from kompakt.jobs.compress import held_out
+from kompakt.jobs.compress.agreement import Rule
 from kompakt.jobs.compress.chain import compress
 from kompakt.jobs.compress.held_out import look
 from kompakt.jobs.data.examples import Dataset, Example
@@ -158,7 +159,7 @@ def test_a_look_counts_what_both_models_answer(bench_of: Callable[[str], Bench])
     texts = [f"{text} film" for text in bench.data.dataset.texts[:60]]
     labels = [None, 0, 1, 2] * 15
     others = Dataset(uri="file:///y", digest="sha256:1", examples=tuple(map(Example, texts)))
-    found = look(bench.encoder, bench.data, others, labels)
+    found = look(bench.encoder, bench.data, others, labels, Rule())
     answers = []
     for text in texts:
         ids = torch.tensor([bench.data.tokenizer.encode(text).ids])

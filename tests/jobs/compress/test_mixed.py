@@ -11,7 +11,8 @@ from hypothesis import strategies as st
 from scipy import special, stats
 
 from kompakt.api.recipe import Step
-from kompakt.jobs.compress.mixed import Groups, best_choices, divergence, mix
+from kompakt.jobs.compress.agreement import TASKS, Rule
+from kompakt.jobs.compress.mixed import Groups, best_choices, mix
 from kompakt.jobs.compress.steps import check_task
 from kompakt.jobs.errors import StepInvalid
 
@@ -68,8 +69,8 @@ def test_divergence_is_scipys() -> None:
             for p, q in zip(first, second, strict=True)
         ]
     )
-    assert divergence(first, second) == pytest.approx(expected)
-    assert divergence(first, first) == 0.0
+    assert Rule().divergence(first, second) == pytest.approx(expected)
+    assert Rule().divergence(first, first) == 0.0
 
 
 class World:
@@ -108,7 +109,13 @@ def test_the_cheapest_that_agrees_is_chosen(agreement: float, floating: str) -> 
     """Flips add up here, so what must stay in floating point can be worked out by hand."""
     world = World(FLIPS)
     found = mix(
-        COSTS, world.run, original=world.original, ranking=TEXTS, check=TEXTS, agreement=agreement
+        COSTS,
+        world.run,
+        original=world.original,
+        ranking=TEXTS,
+        check=TEXTS,
+        agreement=agreement,
+        rule=Rule(),
     )
     assert found is not None
     assert found.floating == frozenset(floating)
@@ -122,7 +129,13 @@ def test_nothing_is_ranked_when_all_may_be_quantized() -> None:
     """One model is made."""
     world = World(dict.fromkeys(COSTS, 0))
     found = mix(
-        COSTS, world.run, original=world.original, ranking=TEXTS[:20], check=TEXTS, agreement=1.0
+        COSTS,
+        world.run,
+        original=world.original,
+        ranking=TEXTS[:20],
+        check=TEXTS,
+        agreement=1.0,
+        rule=Rule(),
     )
     assert found is not None
     assert (found.floating, found.divergences) == (frozenset(), {})
@@ -132,18 +145,40 @@ def test_nothing_is_ranked_when_all_may_be_quantized() -> None:
 def test_ranking_and_checking_see_their_own_texts() -> None:
     """What is chosen on some texts is confirmed on others, and few models are made."""
     world = World(FLIPS)
-    mix(COSTS, world.run, original=world.original, ranking=TEXTS[:50], check=TEXTS, agreement=0.9)
+    mix(
+        COSTS,
+        world.run,
+        original=world.original,
+        ranking=TEXTS[:50],
+        check=TEXTS,
+        agreement=0.9,
+        rule=Rule(),
+    )
     alone = [floating for floating, length in world.calls if length == 50]
     assert sorted(map(len, alone)) == [3, 3, 3, 3, 4]
     assert len(world.calls) < 3 * len(COSTS)
 
 
-def test_tasks_without_a_label_for_a_text_are_refused() -> None:
-    """There is nothing to agree on."""
-    wire = {"quantize": {"method": "StaticInt8", "mixed": "Enabled"}}
-    check_task([Step.model_validate(wire)], "TextClassification")
-    with pytest.raises(StepInvalid, match="a model of the task Regression gives none"):
-        check_task([Step.model_validate(wire)], "Regression")
+def test_numbers_and_vectors_agree_by_the_models_tolerance() -> None:
+    """And diverge as Gaussians of unit variance: half the squared distance."""
+    numbers = Rule("Regression", 0.5)
+    one, other = (np.array(v, dtype=np.float32)[:, None] for v in ([0, 1, 2], [0.5, 2, 2]))
+    assert numbers.same(one, other).tolist() == [True, False, True]
+    assert numbers.divergence(one, other) == pytest.approx((0.25 + 1) / 2 / 3)
+    vectors = Rule("SentenceEmbedding", 0.1)
+    one = np.array([[1, 0], [0, 1], [3, 0]], dtype=np.float32)
+    other = np.array([[0.8, 0.6], [0, 7], [3, 1]], dtype=np.float32)
+    assert vectors.same(one, other).tolist() == [False, True, True]
+    assert vectors.divergence(one[:1], other[:1]) == pytest.approx(1 - 0.8)
+
+
+def test_a_task_with_many_answers_to_a_text_is_refused() -> None:
+    """There is nothing to count; of numbers and vectors there is."""
+    step = Step.model_validate({"quantize": {"method": "StaticInt8", "mixed": "Enabled"}})
+    for task in TASKS:
+        check_task([step], task)
+    with pytest.raises(StepInvalid, match="a model of the task TokenClassification has several"):
+        check_task([step], "TokenClassification")
 
 
 def test_what_cannot_be_had_is_not_made_up() -> None:
@@ -153,6 +188,14 @@ def test_what_cannot_be_had_is_not_made_up() -> None:
     def other(texts: Sequence[str]) -> np.ndarray:
         return world.original(texts)[:, ::-1]
 
-    found = mix(COSTS, world.run, original=other, ranking=TEXTS[:50], check=TEXTS, agreement=0.9)
+    found = mix(
+        COSTS,
+        world.run,
+        original=other,
+        ranking=TEXTS[:50],
+        check=TEXTS,
+        agreement=0.9,
+        rule=Rule(),
+    )
     assert found is None
     assert {length for _, length in world.calls} == {100}

@@ -175,12 +175,17 @@ def test_gates_need_texts(
         gather(choose(given_, *split(given_.steps)), labels=LABELS, seed=0)
 
 
-def test_gates_count_labels_of_texts() -> None:
-    """A model that gives none to a text has no such gate; one that is rounded while it trains is
-    looked at before.
+def test_gates_count_answers_to_texts() -> None:
+    """A model that has several for a text has no such gate, and accuracy is of classifiers; a model
+    that is rounded while it trains is looked at before.
     """
-    with pytest.raises(StepInvalid, match="a model of the task Regression gives none to a text"):
-        check_task(task(GATED).steps, "Regression")
+    with pytest.raises(StepInvalid, match="a model of the task TokenClassification has several"):
+        check_task(task(GATED).steps, "TokenClassification")
+    check_task(task(GATED).steps, "SentenceEmbedding")
+    drop = task({"prune": {"ffnKeepPermille": 500, "maxDropBasisPoints": 100}}).steps
+    check_task(drop, "TextClassification")
+    with pytest.raises(StepInvalid, match=r"maxDropBasisPoints counts .* Regression gives none"):
+        check_task(drop, "Regression")
     check_task(task(GATED).steps, "TextClassification")
     aware = {"distill": {"quantizationAware": "Enabled"}}
     with pytest.raises(StepInvalid, match="put a distill step without quantizationAware between"):

@@ -22,6 +22,7 @@ from kompakt.api.artifact import (
 from kompakt.api.base import Digest
 from kompakt.api.job import CompressResult, CompressTask
 from kompakt.jobs.artifact import count_parameters, describe_variant
+from kompakt.jobs.compress.agreement import Rule
 from kompakt.jobs.compress.first_token import compute_first_token
 from kompakt.jobs.compress.graph import Graph, GraphData
 from kompakt.jobs.compress.sources import Texts, choose, gather
@@ -77,6 +78,7 @@ def compress(task: CompressTask, place: Workplace) -> CompressResult:
         texts=texts.drawn(seed=task.seed),
         labelled=texts.labelled,
         threads=place.threads,
+        rule=Rule(manifest.task, manifest.tolerance),
         details=place.details,
     )
     with place.stage("narrow"):

@@ -15,6 +15,7 @@ import numpy as np
 
 from kompakt.api.artifact import MODEL_FILES, Precision
 from kompakt.api.base import Runtime
+from kompakt.jobs.compress.agreement import Rule
 from kompakt.jobs.errors import StepInvalid
 from kompakt.jobs.models.session import Logits, Session, open_files
 from kompakt.jobs.models.text import open_tokenizer, pad
@@ -64,6 +65,8 @@ class GraphData:
     threads: int
     labelled: Sequence[Labelled] = ()
     """Texts that nothing was trained on; empty where no step asks for any."""
+    rule: Rule = field(default_factory=Rule)
+    """Which answers are the same."""
     details: dict[str, Any] = field(default_factory=dict)
     """Goes into the report."""
 

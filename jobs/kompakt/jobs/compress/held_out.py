@@ -9,6 +9,7 @@ from dataclasses import replace
 import numpy as np
 import torch
 
+from kompakt.jobs.compress.agreement import Rule
 from kompakt.jobs.compress.stages import Check
 from kompakt.jobs.compress.training import TrainingData
 from kompakt.jobs.data.examples import Dataset
@@ -18,27 +19,32 @@ BATCH = 32
 
 
 def look(
-    encoder: Encoder, data: TrainingData, held_out: Dataset, labels: Sequence[int | None]
+    encoder: Encoder,
+    data: TrainingData,
+    held_out: Dataset,
+    labels: Sequence[int | None],
+    rule: Rule,
 ) -> Check:
     """Asks both.
 
     Args:
-        encoder: A text classifier.
+        encoder: The model; it has one answer for a text.
         data: What it is made with: of this, its tokenizer and the original's answers.
         held_out: Other texts.
         labels: Of these, where they are known.
+        rule: Which answers are the same.
     """
     others = replace(data, dataset=held_out, labels=labels)
-    found = np.empty(len(labels), dtype=np.int64)
+    found = np.empty((len(labels), encoder.config.width), dtype=np.float32)
     with torch.no_grad():
         for batch in others.batches(range(len(labels)), BATCH):
-            found[batch.indices] = encoder(**batch.inputs).argmax(dim=1).numpy()
-    original = others.teacher(held_out.texts).argmax(axis=1)
+            found[batch.indices] = encoder(**batch.inputs).numpy()
+    original = others.teacher(held_out.texts)
     wanted = np.array([-1 if label is None else label for label in labels])
     return Check(
         texts=len(labels),
-        agreeing=int((found == original).sum()),
+        agreeing=int(rule.same(found, original).sum()),
         labelled=int((wanted >= 0).sum()),
-        right=int((found == wanted).sum()),
-        original_right=int((original == wanted).sum()),
+        right=int((found.argmax(axis=1) == wanted).sum()),
+        original_right=int((original.argmax(axis=1) == wanted).sum()),
     )

@@ -19,6 +19,7 @@ from typing import Any
 
 import numpy as np
 
+from kompakt.jobs.compress.agreement import Rule
 from kompakt.jobs.errors import StepInvalid
 from kompakt.jobs.models.session import Logits
 
@@ -50,6 +51,7 @@ def mix(
     ranking: Sequence[str],
     check: Sequence[str],
     agreement: float,
+    rule: Rule,
 ) -> Mixture | None:
     """The cheapest choice that agrees with the original often enough; None when none does, not even
     with every group in floating point.
@@ -60,15 +62,16 @@ def mix(
         original: Answers as the model before quantization.
         ranking: Texts that divergences are measured on.
         check: Other texts, that the agreement is measured on.
-        agreement: Share of them that must get the original's label.
+        agreement: Share of them that must be answered as by the original.
+        rule: Which answers are the same.
     """
     everything = frozenset(costs)
-    wanted = original(check).argmax(axis=1)
+    wanted = original(check)
     tried: dict[Groups, float] = {}
 
     def agrees(floating: Groups) -> bool:
         if floating not in tried:
-            tried[floating] = float((run(floating, check).argmax(axis=1) == wanted).mean())
+            tried[floating] = float(rule.same(run(floating, check), wanted).mean())
         return tried[floating] >= agreement
 
     nothing: Groups = frozenset()
@@ -78,9 +81,10 @@ def mix(
         return None
     exact = original(ranking)
     # What a runtime or rounded weights change is in all of them, and nobody's choice.
-    common = divergence(exact, run(everything, ranking))
+    common = rule.divergence(exact, run(everything, ranking))
     divergences = {
-        group: divergence(exact, run(everything - {group}, ranking)) - common for group in costs
+        group: rule.divergence(exact, run(everything - {group}, ranking)) - common
+        for group in costs
     }
     choices = best_choices(costs, divergences)
     # The last one is everything; halving takes agreement to rise with what stays in floating point.
@@ -96,8 +100,8 @@ def require(mixture: Mixture | None, *, agreement: float) -> Mixture:
     """A choice, or what to do where there is none."""
     if mixture is None:
         raise StepInvalid(
-            f"even with all products in floating point fewer than {agreement:.2%} of the texts get"
-            " the original's label; lower minAgreementBasisPoints, or take another method"
+            f"even with all products in floating point fewer than {agreement:.2%} of the texts are"
+            " answered as by the original; lower minAgreementBasisPoints, or take another method"
         )
     return mixture
 
@@ -143,12 +147,6 @@ def best_choices(costs: Mapping[str, int], gains: Mapping[str, float]) -> list[G
     return choices
 
 
-def divergence(exact: Logits, other: Logits) -> float:
-    """Mean Kullback-Leibler divergence of the answers from the exact ones, in nats."""
-    p, q = (_log_softmax(logits) for logits in (exact, other))
-    return float((np.exp(p) * (p - q)).sum(axis=1).mean())
-
-
 def _members(
     names: Sequence[str], sizes: Mapping[str, int], taken: np.ndarray, amount: int
 ) -> Groups:
@@ -159,9 +157,3 @@ def _members(
             found.add(names[number])
             amount -= sizes[names[number]]
     return frozenset(found)
-
-
-def _log_softmax(logits: Logits) -> np.ndarray:
-    shifted = logits.astype(np.float64) - logits.max(axis=1, keepdims=True)
-    scores: np.ndarray = shifted - np.log(np.exp(shifted).sum(axis=1, keepdims=True))
-    return scores

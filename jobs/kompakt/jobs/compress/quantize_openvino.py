@@ -100,6 +100,7 @@ class OpenVinoInt8(GraphStep):
             ranking=data.ranking_texts(ours.samples),
             check=data.check_texts(ours.samples),
             agreement=agreement,
+            rule=data.rule,
         )
         chosen = require(mixture, agreement=agreement)
         data.details["mixed"] = report(chosen)

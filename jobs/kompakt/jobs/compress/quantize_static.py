@@ -107,6 +107,7 @@ class StaticInt8(GraphStep):
             ranking=data.ranking_texts(ours.samples),
             check=data.check_texts(ours.samples),
             agreement=agreement,
+            rule=data.rule,
         )
         found = require(mixture, agreement=agreement)
         data.details["mixed"] = report(found)

@@ -24,7 +24,7 @@ class Check:
 
     texts: int
     agreeing: int
-    """Of these, with the original's label."""
+    """Of these, with the original's answer."""
     labelled: int
     """Of the texts, with a known label."""
     right: int

@@ -17,6 +17,7 @@ from pydantic.alias_generators import to_snake
 
 from kompakt.api.base import Task
 from kompakt.api.recipe import Step
+from kompakt.jobs.compress.agreement import TASKS as COMPARED
 from kompakt.jobs.compress.stages import is_gated
 from kompakt.jobs.errors import StepInvalid
 
@@ -136,16 +137,22 @@ def check_task(steps: list[Step], task: Task) -> None:
                 f"the step {name} cannot handle a model of the task {task}; take it out of the"
                 f" recipe: {', '.join(able)} can"
             )
-    if any(is_gated(step) for step in steps) and task != "TextClassification":
+    if any(is_gated(step) for step in steps) and task not in COMPARED:
         raise StepInvalid(
-            "minAgreementBasisPoints and maxDropBasisPoints of prune count texts by their label,"
-            f" and a model of the task {task} gives none to a text; leave them out"
+            "minAgreementBasisPoints and maxDropBasisPoints of prune count texts by their answer,"
+            f" and a model of the task {task} has several for a text; leave them out"
+        )
+    drops = [s for s in steps if s.prune and s.prune.max_drop_basis_points is not None]
+    if drops and task != "TextClassification":
+        raise StepInvalid(
+            "prune.maxDropBasisPoints counts texts with the right label, and a model of the task"
+            f" {task} gives none to a text; take minAgreementBasisPoints, which needs none"
         )
     mixed = any(step.quantize is not None and step.quantize.mixed == "Enabled" for step in steps)
-    if mixed and task != "TextClassification":
+    if mixed and task not in COMPARED:
         raise StepInvalid(
-            f"quantize.mixed counts texts that keep their label, and a model of the task {task}"
-            " gives none to a text; leave mixed out"
+            f"quantize.mixed counts texts that keep their answer, and a model of the task {task}"
+            " has several for a text; leave mixed out"
         )
     if task == "SentenceEmbedding":
         _check_unlabelled(steps)

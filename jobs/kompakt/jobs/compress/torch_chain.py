@@ -24,6 +24,7 @@ from kompakt.api.base import Digest
 from kompakt.api.job import CompressTask
 from kompakt.api.recipe import Quantize, Step
 from kompakt.api.source import DataSource
+from kompakt.jobs.compress.agreement import Rule
 from kompakt.jobs.compress.stages import Check, Plan, without_gate
 from kompakt.jobs.compress.steps import check_positions, name_of, torch_step
 from kompakt.jobs.data.examples import Dataset
@@ -77,6 +78,7 @@ class TorchChain:
         self._place = place
         self._held_out = held_out or replace(dataset, examples=())
         self._labels = manifest.labels
+        self._rule = Rule(manifest.task, manifest.tolerance)
         self._data_key = {
             "digest": dataset.digest,
             "source": source.evolve(digest=None, secret_ref=None).to_wire(),
@@ -150,11 +152,17 @@ class TorchChain:
         if check is None:
             encoder = self._advance(steps, positions)
             with self._place.stage(f"gate after {_titles(steps)[positions[-1]]}"):
-                labels = known_labels(self._held_out, self._labels)
-                check = self._gates.look(encoder, self.data, self._held_out, labels)
+                labels = self._known_labels(self._held_out)
+                check = self._gates.look(encoder, self.data, self._held_out, labels, self._rule)
             known = self._entry(key) or {"checkpoint": self._store(encoder), "notes": self._notes}
             store.put_json(f"steps/{key}", known | {"check": check.to_wire()})
         return check
+
+    def _known_labels(self, dataset: Dataset) -> list[int | None]:
+        """Accuracy is of classifiers; what others answer is compared with the original alone."""
+        if self._rule.task == "TextClassification":
+            return known_labels(dataset, self._labels)
+        return [None] * len(dataset.examples)
 
     def _advance(self, steps: Sequence[Step], positions: Positions) -> Encoder:
         """The model with these steps behind it, and no others."""
