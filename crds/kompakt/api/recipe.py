@@ -127,6 +127,10 @@ class Distill(Model):
     """Softening of the logits, in thousandths."""
     examples: Annotated[int, Field(ge=32, le=10_000_000)] = 6000
     """How many training texts are shown in all (repeated when the data has fewer)."""
+    crossover: Literal["Enabled", "Disabled"] = "Disabled"
+    """After one pass over the texts, show new ones instead of the same again: the beginning of one
+    text and the end of another, which the original answers as any other (instance crossover, Luque
+    2019, arXiv:1909.11241)."""
     batch_size: Annotated[int, Field(ge=1, le=1024)] = 32
     """Texts in a training step, on average: all steps have about as many tokens."""
     learning_rate_micros: Annotated[int, Field(ge=1, le=100_000)] = 200

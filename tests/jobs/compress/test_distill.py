@@ -93,6 +93,24 @@ def test_few_texts_are_repeated(bench_of: Benches) -> None:
     assert [len(texts) for texts in asked] == [96], "the teacher answers each text once"
 
 
+@pytest.mark.parametrize("hidden", [0, 1000])
+def test_few_texts_are_crossed(hidden: int, bench_of: Benches) -> None:
+    """The second pass has new texts, answered by the teacher; the data stays as it was."""
+    bench = pruned(bench_of("bert"))
+    texts = len(bench.data)
+    parameters = Distill(
+        examples=3 * texts,
+        hidden_weight_permille=hidden,
+        crossover="Enabled",
+        learning_rate_micros=1000,
+    )
+    Distillation(parameters).apply(bench.encoder, bench.data)
+    told = bench.data.details["distill"]
+    assert told["textsShown"] == told["textsDistinct"] == 3 * texts
+    assert min(told["heldOutLosses"]) < told["heldOutLosses"][0] / 2
+    assert len(bench.data) == texts
+
+
 def test_a_rate_that_is_too_high_fails_with_the_mend(bench_of: Benches) -> None:
     """Divergence is a failure that names the parameter, and the best model so far is kept."""
     bench = bench_of("bert")

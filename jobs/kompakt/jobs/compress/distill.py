@@ -24,6 +24,7 @@ from kompakt.api.recipe import Distill
 from kompakt.jobs.compress import lesson as lessons
 from kompakt.jobs.compress import precision
 from kompakt.jobs.compress.adamw import AdamW
+from kompakt.jobs.compress.crossover import crossed
 from kompakt.jobs.compress.lesson import Lesson
 from kompakt.jobs.compress.precision import Arithmetic
 from kompakt.jobs.compress.simulate import simulated
@@ -81,6 +82,8 @@ class Distillation(TorchStep):
             )
         parameters = self._parameters
         shown, held_out = chosen_texts(data, parameters.examples)
+        if parameters.crossover == "Enabled":
+            data, shown = _crossed(data, shown)
         batches = shuffled(data, shown, size=parameters.batch_size)
         lesson = lessons.prepare(parameters, encoder, data, shown=shown, held_out=held_out)
         trainable = unfreeze(encoder)
@@ -162,6 +165,14 @@ def chosen_texts(data: TrainingData, examples: int) -> tuple[list[int], list[int
     # From the end: the start is what pruning has seen.
     held_out, pool = order[-held_out_count:], order[:-held_out_count]
     return [pool[i % len(pool)] for i in range(examples)], held_out
+
+
+def _crossed(data: TrainingData, shown: Sequence[int]) -> tuple[TrainingData, list[int]]:
+    """New texts behind those of the data, to be shown instead of what would be shown again."""
+    pool = list(dict.fromkeys(shown))
+    texts = data.dataset.texts
+    more = crossed([texts[index] for index in pool], len(shown) - len(pool), seed=data.seed)
+    return data.with_more(more), [*pool, *range(len(data), len(data) + len(more))]
 
 
 def schedule(step: int, steps: int) -> float:

@@ -8,7 +8,7 @@ what serves today.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
@@ -16,7 +16,7 @@ import torch
 
 from kompakt.api.base import Task
 from kompakt.api.recipe import Quantize
-from kompakt.jobs.data.examples import Dataset, draw
+from kompakt.jobs.data.examples import Dataset, Example, draw
 from kompakt.jobs.evaluate.classifier import Logits
 from kompakt.jobs.models.text import length_batches, pad, token_batches
 
@@ -80,6 +80,12 @@ class TrainingData:
         self.new_ids = new_ids
         self.pad_id = new_ids[self.pad_id]
         self.__dict__.pop("encodings", None)
+
+    def with_more(self, texts: Sequence[str]) -> TrainingData:
+        """The same with unlabelled texts behind all others."""
+        more = tuple(Example(text) for text in texts)
+        dataset = replace(self.dataset, examples=(*self.dataset.examples, *more))
+        return replace(self, dataset=dataset, labels=[*self.labels, *([None] * len(more))])
 
     def order(self) -> list[int]:
         """All indices in a random order that follows from the seed, weighted slices earlier."""

@@ -1,0 +1,34 @@
+# SPDX-License-Identifier: Apache-2.0
+"""New texts from few: the beginning of one and the end of another (instance crossover, Luque 2019,
+arXiv:1909.11241).
+
+Their author crosses texts of one label, to keep it. A teacher answers whatever it reads, so any two
+may be crossed, and what does not fit together is near its decision boundaries, where a student errs
+most.
+"""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Sequence
+
+
+def crossed(texts: Sequence[str], count: int, *, seed: int) -> list[str]:
+    """So many new texts, each of two drawn at random, cut between words.
+
+    Both are cut at about the same share of their length, so that new texts are as long as old ones.
+
+    Args:
+        texts: At least one that is not blank.
+        count: How many to make.
+        seed: The same one gives the same texts.
+    """
+    rng = random.Random(seed)
+    words = [split for text in texts if (split := text.split())]
+    made = []
+    for _ in range(count):
+        first, second = rng.choice(words), rng.choice(words)
+        share = rng.random()
+        begin, end = first[: round(share * len(first))], second[round(share * len(second)) :]
+        made.append(" ".join(begin + end) or " ".join(first))
+    return made
