@@ -20,7 +20,8 @@ from examples.demo.kube import Kube, Object
 
 from kompakt.api import API_VERSION, names
 from kompakt.api.job import CompressResult, CompressTask, TaskResult, TaskSpec
-from kompakt.api.recipe import Prune, Quantize, Step
+from kompakt.api.recipe import Step
+from kompakt.api.steps import Prune, Quantize
 
 OVER_PRUNED: Final = "over-pruned"
 STEPS: Final = [

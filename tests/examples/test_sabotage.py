@@ -19,8 +19,9 @@ from kompakt.api.artifact import canonical_json
 from kompakt.api.job import CompressResult, CompressTask, TaskSpec
 from kompakt.api.policy import JobSettings
 from kompakt.api.profile import HardwareProfileSpec
-from kompakt.api.recipe import Distill, Quantize, Step
+from kompakt.api.recipe import Step
 from kompakt.api.source import Store
+from kompakt.api.steps import Distill, Quantize
 from kompakt.api.variant import ModelVariantSpec
 from kompakt.controllers.plan import Settings
 from kompakt.controllers.render.jobs import job_manifests

@@ -13,7 +13,7 @@ import torch
 from tests.jobs.compress.conftest import make_bench
 from tests.jobs.conftest import PARTS, write_checkpoint
 
-from kompakt.api.recipe import Distill, TrimVocabulary
+from kompakt.api.steps import Distill, TrimVocabulary
 from kompakt.jobs.compress import distill
 from kompakt.jobs.compress.distill import Distillation
 from kompakt.jobs.compress.trim import TrimTokens

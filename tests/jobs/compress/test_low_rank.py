@@ -15,7 +15,8 @@ from hypothesis import strategies as st
 from safetensors.torch import load_file, save_file
 from torch import nn
 
-from kompakt.api.recipe import LowRank, Prune, Quantize, Step
+from kompakt.api.recipe import Step
+from kompakt.api.steps import LowRank, Prune, Quantize
 from kompakt.jobs.compress.graph import Graph, GraphData
 from kompakt.jobs.compress.low_rank import (
     FactorMatrices,

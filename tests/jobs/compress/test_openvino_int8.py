@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from kompakt.api.recipe import Quantize
+from kompakt.api.steps import Quantize
 from kompakt.jobs.compress.graph import Graph, GraphData
 from kompakt.jobs.compress.openvino_int8 import rounded
 from kompakt.jobs.compress.quantize_openvino import OpenVinoInt8

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 import torch
 
-from kompakt.api.recipe import Prune
+from kompakt.api.steps import Prune
 from kompakt.jobs.compress.gates import Units
 from kompakt.jobs.compress.latency import LatencyTable
 from kompakt.jobs.compress.prune import PruneUnits, shrink

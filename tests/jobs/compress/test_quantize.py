@@ -10,7 +10,7 @@ import onnx
 import pytest
 from onnx import numpy_helper
 
-from kompakt.api.recipe import Quantize
+from kompakt.api.steps import Quantize
 from kompakt.jobs.compress.graph import Graph, GraphData
 from kompakt.jobs.compress.quantize import DynamicInt8, constant_matrices, int8_tables
 from kompakt.jobs.errors import QuantizationIncomplete

@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from kompakt.api.recipe import Quantize
+from kompakt.api.steps import Quantize
 from kompakt.jobs.compress import quantize_openvino
 from kompakt.jobs.compress.graph import Graph, GraphData
 from kompakt.jobs.compress.quantize_openvino import (

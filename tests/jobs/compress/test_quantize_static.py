@@ -11,7 +11,7 @@ import onnx
 import pytest
 from onnx import helper, numpy_helper
 
-from kompakt.api.recipe import Quantize
+from kompakt.api.steps import Quantize
 from kompakt.jobs.compress.graph import Graph, GraphData
 from kompakt.jobs.compress.quantize_static import StaticInt8, require_integers
 from kompakt.jobs.errors import QuantizationIncomplete, StepInvalid

@@ -11,7 +11,8 @@ import onnx
 import pytest
 from onnx import helper, numpy_helper
 
-from kompakt.api.recipe import Quantize, Step
+from kompakt.api.recipe import Step
+from kompakt.api.steps import Quantize
 from kompakt.jobs.compress import quantize_weights
 from kompakt.jobs.compress.graph import Graph, GraphData
 from kompakt.jobs.compress.products import Constants, Product, plain, products, tables

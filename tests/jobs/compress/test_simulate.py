@@ -12,7 +12,7 @@ import torch
 from onnxruntime.quantization import QuantType, quantize_dynamic
 from torch import nn
 
-from kompakt.api.recipe import Distill, Quantize
+from kompakt.api.steps import Distill, Quantize
 from kompakt.jobs.compress.distill import Distillation
 from kompakt.jobs.compress.graph import Graph, GraphData
 from kompakt.jobs.compress.quantize_weights import WeightOnly

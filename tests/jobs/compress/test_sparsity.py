@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from kompakt.api.job import CompressTask
-from kompakt.api.recipe import Prune
+from kompakt.api.steps import Prune
 from kompakt.jobs.compress import sparsity
 from kompakt.jobs.compress.chain import compress
 from kompakt.jobs.compress.distill import Distillation

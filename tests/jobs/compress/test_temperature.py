@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy import optimize, special
 
-from kompakt.api.recipe import Calibrate
+from kompakt.api.steps import Calibrate
 from kompakt.jobs.compress.graph import Graph, GraphData, Labelled
 from kompakt.jobs.compress.temperature import Temperature, fit, negative_log_likelihood
 from kompakt.jobs.errors import StepInvalid

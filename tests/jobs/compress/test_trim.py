@@ -13,7 +13,7 @@ from tests.jobs.compress.conftest import Bench, make_bench
 from tests.jobs.conftest import PARTS, SPECIAL, WORDS, write_checkpoint
 
 from kompakt.api.job import CompressTask, ImportTask
-from kompakt.api.recipe import TrimVocabulary
+from kompakt.api.steps import TrimVocabulary
 from kompakt.jobs.compress.chain import compress
 from kompakt.jobs.compress.trim import TrimTokens, untruncated
 from kompakt.jobs.data.examples import Dataset, Example

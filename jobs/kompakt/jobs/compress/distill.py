@@ -20,7 +20,7 @@ import torch
 from torch import nn
 from typing_extensions import override
 
-from kompakt.api.recipe import Distill
+from kompakt.api.steps import Distill
 from kompakt.jobs.compress import lesson as lessons
 from kompakt.jobs.compress import precision
 from kompakt.jobs.compress.adamw import AdamW
@@ -82,8 +82,7 @@ class Distillation(TorchStep):
             )
         parameters = self._parameters
         shown, held_out = chosen_texts(data, parameters.examples)
-        if parameters.crossover == "Enabled":
-            data, shown = _crossed(data, shown)
+        data, shown = _crossed(parameters, data, shown)
         batches = shuffled(data, shown, size=parameters.batch_size)
         lesson = lessons.prepare(parameters, encoder, data, shown=shown, held_out=held_out)
         trainable = unfreeze(encoder)
@@ -167,8 +166,14 @@ def chosen_texts(data: TrainingData, examples: int) -> tuple[list[int], list[int
     return [pool[i % len(pool)] for i in range(examples)], held_out
 
 
-def _crossed(data: TrainingData, shown: Sequence[int]) -> tuple[TrainingData, list[int]]:
-    """New texts behind those of the data, to be shown instead of what would be shown again."""
+def _crossed(
+    parameters: Distill, data: TrainingData, shown: list[int]
+) -> tuple[TrainingData, list[int]]:
+    """Where a recipe says so, new texts behind those of the data, to be shown instead of what would
+    be shown again.
+    """
+    if parameters.crossover == "Disabled":
+        return data, shown
     pool = list(dict.fromkeys(shown))
     texts = data.dataset.texts
     more = crossed([texts[index] for index in pool], len(shown) - len(pool), seed=data.seed)

@@ -32,7 +32,7 @@ from typing_extensions import override
 from kompakt.api.artifact import canonical_json, sha256_digest
 from kompakt.api.base import Runtime
 from kompakt.api.measure import ANSWER_THREADS
-from kompakt.api.recipe import Quantize
+from kompakt.api.steps import Quantize
 from kompakt.jobs import machine
 from kompakt.jobs.compress.first_token import narrow
 from kompakt.jobs.compress.openvino_int8 import rounded

@@ -16,7 +16,7 @@ import torch
 from torch.nn.utils.rnn import pad_sequence
 from typing_extensions import override
 
-from kompakt.api.recipe import Distill
+from kompakt.api.steps import Distill
 from kompakt.jobs.compress.objectives import (
     Hidden,
     Labels,

@@ -25,7 +25,7 @@ import torch
 from torch import nn
 from typing_extensions import override
 
-from kompakt.api.recipe import LowRank
+from kompakt.api.steps import LowRank
 from kompakt.jobs.compress.losses import Labels
 from kompakt.jobs.compress.steps import TorchStep
 from kompakt.jobs.compress.training import Batch, TrainingData

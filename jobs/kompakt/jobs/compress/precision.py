@@ -19,7 +19,7 @@ from dataclasses import dataclass
 
 import torch
 
-from kompakt.api.recipe import Precision
+from kompakt.api.steps import Precision
 
 LEAST_GAIN = 1.1
 """A smaller one may be noise."""

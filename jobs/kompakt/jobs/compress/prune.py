@@ -25,7 +25,7 @@ from typing import Any, Literal
 import torch
 from typing_extensions import override
 
-from kompakt.api.recipe import Prune
+from kompakt.api.steps import Prune
 from kompakt.jobs.compress import sparsity
 from kompakt.jobs.compress.gates import Units
 from kompakt.jobs.compress.importance import importance, layers_to_drop

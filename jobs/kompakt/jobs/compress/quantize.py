@@ -14,7 +14,7 @@ from pathlib import Path
 import onnx
 from typing_extensions import override
 
-from kompakt.api.recipe import Quantize
+from kompakt.api.steps import Quantize
 from kompakt.jobs.compress.graph import Graph, GraphData
 from kompakt.jobs.compress.qdq import write_distances
 from kompakt.jobs.compress.steps import GraphStep

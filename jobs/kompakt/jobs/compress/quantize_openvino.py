@@ -25,7 +25,7 @@ from typing import Any
 from typing_extensions import override
 
 from kompakt.api.artifact import IR_NAME
-from kompakt.api.recipe import Quantize
+from kompakt.api.steps import Quantize
 from kompakt.jobs.compress.graph import Graph, GraphData
 from kompakt.jobs.compress.mixed import Groups, mix, report, require
 from kompakt.jobs.compress.steps import GraphStep

@@ -16,7 +16,7 @@ import numpy as np
 import onnx
 from typing_extensions import override
 
-from kompakt.api.recipe import Quantize
+from kompakt.api.steps import Quantize
 from kompakt.jobs.compress.graph import Graph, GraphData
 from kompakt.jobs.compress.mixed import Groups, mix, report, require
 from kompakt.jobs.compress.products import Constants, Product, plain, products

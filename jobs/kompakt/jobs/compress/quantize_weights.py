@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 from onnx import TensorProto, helper
 from typing_extensions import override
 
-from kompakt.api.recipe import Quantize
+from kompakt.api.steps import Quantize
 from kompakt.jobs.compress.blocks import Blocks, Floats, packed, to_blocks, to_signs
 from kompakt.jobs.compress.graph import Graph, GraphData
 from kompakt.jobs.compress.products import Constants, Matrix, plain, products, tables

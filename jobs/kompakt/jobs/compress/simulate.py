@@ -24,7 +24,7 @@ from torch import nn
 from torch.nn.utils import parametrize
 from typing_extensions import override
 
-from kompakt.api.recipe import Quantize
+from kompakt.api.steps import Quantize
 from kompakt.jobs.compress.blocks import block_size
 from kompakt.jobs.compress.qdq import quantize_rows
 from kompakt.jobs.compress.quantize_weights import table_blocks

@@ -24,7 +24,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from kompakt.api.recipe import Distill
+from kompakt.api.steps import Distill
 from kompakt.jobs.compress import lesson as lessons
 from kompakt.jobs.compress import precision
 from kompakt.jobs.compress.adamw import AdamW

@@ -12,7 +12,8 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from kompakt.api.recipe import Prune, Step
+from kompakt.api.recipe import Step
+from kompakt.api.steps import Prune
 
 _ALL = 10_000
 """Basis points."""

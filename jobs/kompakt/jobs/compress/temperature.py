@@ -16,7 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 from typing_extensions import override
 
-from kompakt.api.recipe import Calibrate
+from kompakt.api.steps import Calibrate
 from kompakt.jobs.compress.graph import Graph, GraphData
 from kompakt.jobs.compress.steps import GraphStep
 from kompakt.jobs.errors import StepInvalid

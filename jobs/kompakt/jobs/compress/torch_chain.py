@@ -22,8 +22,9 @@ from kompakt.api.artifact import (
 )
 from kompakt.api.base import Digest
 from kompakt.api.job import CompressTask
-from kompakt.api.recipe import Quantize, Step
+from kompakt.api.recipe import Step
 from kompakt.api.source import DataSource
+from kompakt.api.steps import Quantize
 from kompakt.jobs.compress.agreement import Rule
 from kompakt.jobs.compress.stages import Check, Plan, without_gate
 from kompakt.jobs.compress.steps import check_positions, name_of, torch_step

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from kompakt.api.base import Task
-from kompakt.api.recipe import Quantize
+from kompakt.api.steps import Quantize
 from kompakt.jobs.data.examples import Dataset, Example, draw
 from kompakt.jobs.evaluate.classifier import Logits
 from kompakt.jobs.models.text import length_batches, pad, token_batches

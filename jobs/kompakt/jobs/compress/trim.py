@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING
 
 from typing_extensions import override
 
-from kompakt.api.recipe import TrimVocabulary
+from kompakt.api.steps import TrimVocabulary
 from kompakt.jobs.compress.steps import TorchStep
 from kompakt.jobs.compress.training import TrainingData
 from kompakt.jobs.errors import StepInvalid
