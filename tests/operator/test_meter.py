@@ -173,6 +173,32 @@ async def test_nobody_waits_for_a_slow_pod(served: Served, monkeypatch: pytest.M
     assert {sample.pod for sample in cluster.meter.samples(ROLLOUT)} == {"quick", "slow"}
 
 
+async def test_a_pod_that_is_gone_says_nothing_more(
+    served: Served, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its last counters were counted when it went: by a late answer it would seem to live, and what
+    it never finished would count again.
+    """
+    monkeypatch.setattr(meter, "_PATIENCE", 0.05)
+    cluster, answers = served
+    cluster.pod("user")
+    async with aiohttp.ClientSession() as session:
+        await cluster.meter.round(session)
+        answers["release"] = asyncio.Event()
+        await cluster.meter.round(session)
+        cluster.store.remove(Ref("Pod", "team", "user"), "Pod-user")
+        late = [*cluster.meter._watched[ROLLOUT].asked.values()]
+        assert len(late) == 1
+        await cluster.meter.round(session)
+        before = cluster.meter.samples(ROLLOUT)
+        assert [sample.gone for sample in before] == [True]
+
+        answers["release"].set()
+        await asyncio.wait(late)
+
+    assert cluster.meter.samples(ROLLOUT) == before
+
+
 async def test_last_counters_of_a_dead_pod_stay_for_the_stage(served: Served) -> None:
     """Until the rollout enters another stage: then the evidence begins anew."""
     cluster, _ = served

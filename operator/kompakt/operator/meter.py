@@ -132,6 +132,9 @@ class ScrapingMeter:
             if self._is_scraped(pod, ref)
         }
         self._forget(watched, obj)
+        for uid in watched.asked.keys() - pods.keys():
+            # By a late answer it would seem to live, and its unfinished requests would count twice.
+            watched.asked[uid].cancel()
         new = {uid: pod for uid, pod in pods.items() if uid not in watched.asked}
         for uid, pod in new.items():
             asked = asyncio.create_task(self._scrape(session, watched, uid=uid, pod=pod))
