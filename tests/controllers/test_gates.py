@@ -91,6 +91,22 @@ def test_every_value_of_a_slice_must_keep_its_correlation() -> None:
     assert "on domain=c" in found[1].message
 
 
+@pytest.mark.parametrize("metric", ["Accuracy", "SpearmanCorrelation"])
+def test_a_gate_on_slices_holds_for_none_that_was_left_out(metric: Any) -> None:
+    """All values that are there keep it, and others are not there; another field is no matter."""
+    gate = RANKS.evolve(metric=metric, slice="domain")
+    counts = {"examples": 900, "baseline_correct": 800, "candidate_correct": 800}
+    whole = evaluation().evolve(
+        slices=[SliceCounts(field="domain", value="a", **counts, correlation=correlation(0, 50))],
+        cut_slice_fields=["author"],
+    )
+    assert gates_failed(whole, [gate]) == []
+    [excess] = gates_failed(whole.evolve(cut_slice_fields=["author", "domain"]), [gate])
+    assert excess.reason == "GateNotMeasured"
+    assert "gate ranks: domain has more values than" in excess.message
+    assert gates_failed(whole.evolve(cut_slice_fields=["domain"]), []) == []
+
+
 def test_the_selection_split_drops_the_hopeless() -> None:
     """By what was seen, without a bound; where nothing was, nothing is held against it."""
     seen = drops_seen(evaluation(selection_correlation=correlation(201, 500)), [RANKS])

@@ -78,8 +78,11 @@ def gates_failed(evaluation: Evaluation, gates: Sequence[Gate], *, tried: int = 
     return [
         excess
         for gate in gates
-        for part in _parts(evaluation, gate)
-        if (excess := _excess(gate, part, tried=tried)) is not None
+        for excess in [
+            *(_excess(gate, part, tried=tried) for part in _parts(evaluation, gate)),
+            _left_out(evaluation, gate),
+        ]
+        if excess is not None
     ]
 
 
@@ -98,6 +101,17 @@ def _parts(evaluation: Evaluation, gate: Gate) -> list[_Part]:
         if s.field == gate.slice
     ]
     return slices or [_Part(None, None, f" on {gate.slice}")]
+
+
+def _left_out(evaluation: Evaluation, gate: Gate) -> Excess | None:
+    """What is not there must not pass for kept."""
+    if gate.slice not in evaluation.cut_slice_fields:
+        return None
+    text = (
+        f"gate {gate.name}: {gate.slice} has more values than the result of a measurement has room"
+        " for; divide the data into fewer, or name fewer sliceFields"
+    )
+    return Excess("GateNotMeasured", text, NOTHING_MEASURED)
 
 
 def _name(counts: SliceCounts) -> str:

@@ -145,7 +145,9 @@ class Evaluation(Model):
     confirmation: PairedCounts
     """Split that the choice is confirmed on."""
     slices: Annotated[list[SliceCounts], Field(max_length=32), ListType("atomic")] = []
-    """Of the confirmation split."""
+    """Of the confirmation split, those with most examples: a result has room for 4 KiB."""
+    cut_slice_fields: Annotated[list[FieldName], Field(max_length=8), ListType("set")] = []
+    """Slice fields of which values are left out. A gate on one of them cannot be passed."""
     baseline_calibration_error: BasisPoints | None = None
     """Expected calibration error, 15 bins, over both splits (Guo et al. 2017, arXiv:1706.04599);
     of a TextClassification alone."""

@@ -37,6 +37,9 @@ def shorten(text: str, length: int = MESSAGE_LENGTH) -> str:
 
 def _without_smallest_slice(measured: MeasureResult) -> MeasureResult:
     measurement = measured.measurement
-    slices = sorted(measurement.evaluation.slices, key=lambda s: s.examples, reverse=True)[:-1]
-    evaluation = measurement.evaluation.evolve(slices=slices)
+    *slices, smallest = sorted(
+        measurement.evaluation.slices, key=lambda s: s.examples, reverse=True
+    )
+    cut = {*measurement.evaluation.cut_slice_fields, smallest.field}
+    evaluation = measurement.evaluation.evolve(slices=slices, cut_slice_fields=sorted(cut))
     return measured.evolve(measurement=measurement.evolve(evaluation=evaluation))

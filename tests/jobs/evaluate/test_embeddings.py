@@ -4,14 +4,16 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 
 import numpy as np
 import pytest
 import scipy.stats
+from numpy.typing import NDArray
 
 from kompakt.jobs.data.examples import Dataset, Example, in_selection
 from kompakt.jobs.evaluate.embeddings import Pairs, cosine_figures, cosines, nearest
-from kompakt.jobs.evaluate.paired import evaluate
+from kompakt.jobs.evaluate.paired import MAX_SLICES, evaluate
 from kompakt.jobs.models.session import Logits
 
 RNG = np.random.default_rng(0)
@@ -123,6 +125,33 @@ def test_pairs_are_correlated_with_their_scores() -> None:
     near = cosines(before, after)
     lost = np.minimum(near[:300], near[300:]) < 0.9
     assert found.confirmation.lost == (lost & ~chosen).sum()
+
+
+def test_no_more_slices_are_correlated_than_are_told(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each takes hundreds of draws, and a field may have as many values as there are pairs; that
+    some are left out is told.
+    """
+    looked: list[int] = []
+
+    def count(_pairs: Pairs, among: NDArray[np.bool_]) -> None:
+        looked.append(int(among.sum()))
+
+    monkeypatch.setattr(Pairs, "correlation", count)
+    both = vectors(200)
+    data = dataset(100, pairs=True)
+    many = [replace(e, slices=e.slices | {"id": e.text}) for e in data.examples]
+    found = evaluate(
+        replace(data, examples=tuple(many)),
+        [1.0] * 100,
+        task="SentenceEmbedding",
+        tolerance=0.1,
+        baseline=both,
+        candidate=both,
+        selection_permille=300,
+    )
+    assert len(looked) == 2 + MAX_SLICES == 2 + len(found.slices)
+    assert looked[2:] == [entry.examples for entry in found.slices]
+    assert found.cut_slice_fields == ["id"]
 
 
 @pytest.mark.slow

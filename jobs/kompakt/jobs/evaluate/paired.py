@@ -107,8 +107,7 @@ def evaluate(
         data_digest=dataset.digest,
         selection=PairedCounts(**answers.counts(selected)),
         confirmation=PairedCounts(**answers.counts(~selected)),
-        slices=_slices(dataset, answers, ~selected, pairs),
-    ).evolve(**beside)
+    ).evolve(**beside, **_slices(dataset, answers, ~selected, pairs))
 
 
 def calibration_error(logits: Logits, truth: Indices) -> float:
@@ -148,8 +147,8 @@ class _Answers:
 
 def _slices(
     dataset: Dataset, answers: _Answers, among: Flags, pairs: Pairs | None
-) -> list[SliceCounts]:
-    """The slices with most examples, as many as a status can hold."""
+) -> dict[str, object]:
+    """The slices with most examples, as many as a status can hold, and which fields have more."""
     members: dict[tuple[str, str], list[int]] = defaultdict(list)
     for index, example in enumerate(dataset.examples):
         for field, value in example.slices.items():
@@ -158,14 +157,18 @@ def _slices(
     for (field, value), indices in members.items():
         chosen = np.zeros(len(dataset.examples), dtype=np.bool_)
         chosen[indices] = True
-        found = chosen & among
-        slices.append(
+        slices.append((field, value, chosen & among))
+    slices.sort(key=lambda entry: (-int(entry[2].sum()), *entry[:2]))
+    told, others = slices[:MAX_SLICES], slices[MAX_SLICES:]
+    return {
+        "slices": [
             SliceCounts(
                 field=field,
                 value=value,
                 **answers.counts(found),
                 correlation=None if pairs is None else pairs.correlation(found),
             )
-        )
-    slices.sort(key=lambda entry: (-entry.examples, entry.field, entry.value))
-    return slices[:MAX_SLICES]
+            for field, value, found in told
+        ],
+        "cut_slice_fields": sorted({field for field, *_ in others}),
+    }
