@@ -39,6 +39,8 @@ from kompakt.jobs.models.load import load, save
 
 from .conftest import answers
 
+pytestmark = pytest.mark.slow
+
 Benches = Callable[[str], Any]
 
 

@@ -29,6 +29,8 @@ from kompakt.jobs.models.source import fetch
 from kompakt.jobs.models.tasks import check_task
 from kompakt.jobs.models.text import pad
 
+pytestmark = pytest.mark.slow
+
 
 def inputs(pad_id: int) -> dict[str, torch.Tensor]:
     """Three texts, one of them padded."""
