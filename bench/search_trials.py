@@ -63,7 +63,7 @@ from kompakt.jobs.store import Store
 from kompakt.jobs.task import Workplace
 
 TRAINING_THREADS = 1
-"""Tables of latency, and so what is pruned, are kept by it: the same in all commands."""
+"""One Job's share of the machine: whoever else works beside hardly slows it."""
 LABELLED, UNLABELLED, CALIBRATION = 256, 6000, 128
 SELECTION_PERMILLE = 250
 """As in a Measure task."""

@@ -2,8 +2,8 @@
 """The two regressions, made honestly: nothing in the operator or in the servers knows of them.
 
 - A variant of which pruning left almost nothing: one head and a few neurons in each layer, without
-  distillation. It is made by the same Job as the good ones, with other steps,
-  and registered by hand.
+  distillation. It is made by the same Job as the good ones, with other steps, and registered by
+  hand.
 - A good variant whose pod gets a neighbour inside: an ephemeral container that burns the pod's CPU
   quota. Only this one pod suffers, since the quota is its own.
 """

@@ -12,6 +12,9 @@ from typing import Any
 
 import pytest
 
+from kompakt.jobs.store import Store
+from kompakt.jobs.task import Workplace
+
 WORDS = [
     "the",
     "a",
@@ -50,6 +53,8 @@ WORDS = [
     "but",
     "with",
 ]
+Places = Callable[[], Workplace]
+"""Makes a fresh Workplace for each Job."""
 LABELS = ("negative", "neutral", "positive")
 HIDDEN, LAYERS, FFN, HEADS, POSITIONS, EMBEDDING = 64, 2, 128, 4, 48, 32
 BUCKETS = 12
@@ -285,6 +290,22 @@ class Workshop:
             for text in make_texts(count, seed=seed)
         ]
         return write_jsonl(self.root / name, rows)
+
+
+@pytest.fixture
+def place(tmp_path: Path) -> Places:
+    """A fresh scratch folder for each Job, one store for all: that of the workshop, if there is
+    one.
+    """
+    count = iter(range(100))
+    store = Workshop(tmp_path).store
+
+    def make() -> Workplace:
+        scratch = tmp_path / f"job-{next(count)}"
+        scratch.mkdir()
+        return Workplace(store=Store(store), scratch=scratch, threads=1)
+
+    return make
 
 
 @pytest.fixture

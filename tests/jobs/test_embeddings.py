@@ -3,7 +3,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +10,14 @@ import numpy as np
 import pytest
 import scipy.stats
 import torch
-from tests.jobs.conftest import PARTS, make_texts, write_checkpoint, write_jsonl, write_layout
+from tests.jobs.conftest import (
+    PARTS,
+    Places,
+    make_texts,
+    write_checkpoint,
+    write_jsonl,
+    write_layout,
+)
 
 from kompakt.api.job import CompressTask, ImportResult, ImportTask, MeasureTask
 from kompakt.api.measure import Evaluation
@@ -22,27 +28,12 @@ from kompakt.jobs.errors import DataInvalid, StepInvalid
 from kompakt.jobs.evaluate.classifier import Classifier
 from kompakt.jobs.importing import import_model
 from kompakt.jobs.measure import measure
-from kompakt.jobs.store import Store
 from kompakt.jobs.task import Workplace
 from kompakt.serving.artifact import load_artifact
 from kompakt.serving.embedder import Embedder
 
-Places = Callable[[], Workplace]
 TEXTS, OTHERS = make_texts(60), make_texts(60, seed=1)
 SCORES = [len(set(a.split()) & set(b.split())) for a, b in zip(TEXTS, OTHERS, strict=True)]
-
-
-@pytest.fixture
-def place(tmp_path: Path) -> Places:
-    """A fresh scratch folder for each Job, one store for all."""
-    count = iter(range(100))
-
-    def make() -> Workplace:
-        scratch = tmp_path / f"job-{next(count)}"
-        scratch.mkdir()
-        return Workplace(store=Store(f"file://{tmp_path}/store"), scratch=scratch, threads=1)
-
-    return make
 
 
 def evaluation(root: Path, *, pairs: bool = True) -> dict[str, Any]:

@@ -3,13 +3,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
-from tests.jobs.conftest import make_texts, write_checkpoint, write_jsonl
+from tests.jobs.conftest import Places, make_texts, write_checkpoint, write_jsonl
 
 from kompakt.api.job import CompressTask, ImportResult, ImportTask, MeasureTask
 from kompakt.api.source import DataSource
@@ -18,25 +17,9 @@ from kompakt.jobs.errors import StepInvalid
 from kompakt.jobs.evaluate.classifier import Classifier
 from kompakt.jobs.importing import import_model
 from kompakt.jobs.measure import measure
-from kompakt.jobs.store import Store
-from kompakt.jobs.task import Workplace
 
 TOLERANCE = 0.5
 MOVEMENT = {"importance": "Movement", "samples": 16}
-Places = Callable[[], Workplace]
-
-
-@pytest.fixture
-def place(tmp_path: Path) -> Places:
-    """A fresh scratch folder for each Job, one store for all."""
-    count = iter(range(100))
-
-    def make() -> Workplace:
-        scratch = tmp_path / f"job-{next(count)}"
-        scratch.mkdir()
-        return Workplace(store=Store(f"file://{tmp_path}/store"), scratch=scratch, threads=1)
-
-    return make
 
 
 def data(path: Path, count: int) -> dict[str, Any]:

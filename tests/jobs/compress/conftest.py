@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from tests.jobs.conftest import write_checkpoint
+from tests.jobs.conftest import Places, write_checkpoint
 
 from kompakt.api.artifact import ArtifactFile, ArtifactManifest
 from kompakt.api.job import CompressTask, ImportResult, ImportTask
@@ -26,10 +26,6 @@ from kompakt.jobs.models.export import export
 from kompakt.jobs.models.load import load
 from kompakt.jobs.models.session import open_model
 from kompakt.jobs.models.text import open_tokenizer, pad
-from kompakt.jobs.store import Store
-from kompakt.jobs.task import Workplace
-
-Places = Callable[[], Workplace]
 
 WORDS = [
     "the",
@@ -152,19 +148,6 @@ def answers(graph: Graph, data: GraphData, texts: int = 28) -> Logits:
         batch |= {"input_ids": ids, "attention_mask": np.ones_like(ids)}
         rows.append(session.run(batch)[0])
     return np.stack(rows)
-
-
-@pytest.fixture
-def place(workshop: Any) -> Places:
-    """A fresh scratch folder for each Job, one store for all."""
-    count = iter(range(100))
-
-    def make() -> Workplace:
-        scratch = workshop.root / f"job-{next(count)}"
-        scratch.mkdir()
-        return Workplace(store=Store(workshop.store), scratch=scratch, threads=1)
-
-    return make
 
 
 @pytest.fixture

@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from tests.jobs.conftest import Places
 
 from kompakt.api.job import CompressTask, ImportResult, ImportTask
 from kompakt.jobs.artifact import count_parameters
@@ -17,7 +18,6 @@ from kompakt.jobs.errors import StepInvalid
 from kompakt.jobs.evaluate.classifier import Classifier
 from kompakt.jobs.importing import import_model
 from kompakt.jobs.models.checkpoint import inspect
-from kompakt.jobs.task import Workplace
 
 pytestmark = pytest.mark.slow
 
@@ -27,8 +27,6 @@ AWARE = {"distill": DISTILL["distill"] | {"quantizationAware": "Enabled"}}
 QUANTIZE: dict[str, Any] = {"quantize": {}}
 CALIBRATE: dict[str, Any] = {"calibrate": {"examples": 60}}
 OPENVINO: dict[str, Any] = {"quantize": {"method": "OpenVinoInt8", "samples": 16}}
-
-Places = Callable[[], Workplace]
 
 
 def test_a_whole_recipe_makes_an_artifact(

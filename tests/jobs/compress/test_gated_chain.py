@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from tests.jobs.conftest import Places
 
 from kompakt.api.job import CompressTask, ImportResult
 from kompakt.jobs.compress import held_out
@@ -29,7 +30,6 @@ DISTILL: dict[str, Any] = {
 QUANTIZE: dict[str, Any] = {"quantize": {}}
 
 Tasks = Callable[..., CompressTask]
-Places = Callable[[], Workplace]
 
 
 def pruned(**gate: int) -> dict[str, Any]:

@@ -14,7 +14,6 @@ from kompakt.jobs.compress.openvino_int8 import rounded
 from kompakt.jobs.compress.quantize_openvino import OpenVinoInt8
 from kompakt.jobs.models.session import import_openvino, openvino_settings
 
-pytest.importorskip("nncf")
 pytestmark = pytest.mark.slow
 
 
