@@ -50,3 +50,8 @@ def test_texts_follow_from_the_seed() -> None:
 def test_blank_texts_give_nothing() -> None:
     """They are in real data."""
     assert set(crossed(["", "  ", "a"], 5, seed=0)) == {"a"}
+
+
+def test_only_blank_texts_leave_nothing_to_cross() -> None:
+    """Then the same are shown again."""
+    assert crossed(["", "  "], 5, seed=0) == []

@@ -19,12 +19,14 @@ def crossed(texts: Sequence[str], count: int, *, seed: int) -> list[str]:
     Both are cut at about the same share of their length, so that new texts are as long as old ones.
 
     Args:
-        texts: At least one that is not blank.
+        texts: Blank ones give nothing; where all are blank, nothing is made.
         count: How many to make.
         seed: The same one gives the same texts.
     """
     rng = random.Random(seed)
     words = [split for text in texts if (split := text.split())]
+    if not words:
+        return []
     made = []
     for _ in range(count):
         first, second = rng.choice(words), rng.choice(words)

@@ -177,6 +177,8 @@ def _crossed(
     pool = list(dict.fromkeys(shown))
     texts = data.dataset.texts
     more = crossed([texts[index] for index in pool], len(shown) - len(pool), seed=data.seed)
+    if not more:
+        return data, shown
     return data.with_more(more), [*pool, *range(len(data), len(data) + len(more))]
 
 
