@@ -63,7 +63,7 @@ SECONDS = 8.0
 TEXTS = 64
 """Of one length."""
 CONFIDENCE = 0.95
-NEED_NO_TEXTS = {"DynamicInt8", "BFloat16", "WeightOnly"}
+NEED_NO_TEXTS = {"DynamicInt8", "BFloat16", "Float16", "WeightOnly"}
 """Methods of quantization."""
 LABELLED, UNLABELLED = 256, 6000
 CALIBRATION, CHECKED = 128, 512

@@ -211,9 +211,10 @@ def test_texts_alone_are_compared_with_the_original(
         ([{"quantize": {"method": "StaticInt8", "samples": 16}}], 0.9),
         ([{"quantize": {"method": "WeightOnly", "weightBits": 8}}], 0.9),
         ([{"quantize": {"method": "BFloat16"}}], 0.9),
+        ([{"quantize": {"method": "Float16"}}], 0.9),
         ([{"distill": {"examples": 64, "quantizationAware": "Enabled"}}, {"quantize": {}}], 0.9),
     ],
-    ids=["lowRank", "layers", "latency", "l0", "static", "weights", "bfloat16", "aware"],
+    ids=["lowRank", "layers", "latency", "l0", "static", "weights", "bfloat16", "float16", "aware"],
 )
 def test_every_other_step_can_handle_embeddings(
     steps: list[dict[str, Any]],

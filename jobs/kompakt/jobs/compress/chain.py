@@ -24,7 +24,7 @@ from kompakt.api.job import CompressResult, CompressTask
 from kompakt.jobs.artifact import count_parameters, describe_variant
 from kompakt.jobs.compress.agreement import Rule
 from kompakt.jobs.compress.first_token import compute_first_token
-from kompakt.jobs.compress.graph import Graph, GraphData
+from kompakt.jobs.compress.graph import SMOKE_TEXTS, Graph, GraphData
 from kompakt.jobs.compress.sources import Texts, choose, gather
 from kompakt.jobs.compress.steps import check_task, graph_step, name_of, split
 from kompakt.jobs.compress.torch_chain import STEPS_VERSION, TorchChain
@@ -34,11 +34,6 @@ from kompakt.jobs.evaluate.classifier import Classifier
 from kompakt.jobs.result import shorten
 from kompakt.jobs.task import Workplace
 
-SMOKE_TEXTS = (
-    "a short text",
-    "",
-    "another one that is quite a bit longer than the first, isn't it? " * 20,
-)
 SUMMARY_LENGTH = 256
 
 

@@ -27,6 +27,12 @@ FEWEST_TEXTS = 16
 """Ranges from fewer are those of single texts."""
 RANKING_TEXTS = 48
 FEWEST_CHECKS, MOST_CHECKS = 100, 512
+SMOKE_TEXTS = (
+    "a short text",
+    "",
+    "another one that is quite a bit longer than the first, isn't it? " * 20,
+)
+"""Of all lengths, where none are at hand."""
 
 
 @dataclass(frozen=True)

@@ -66,6 +66,9 @@ METHODS = {
     "StaticInt8": Entry("kompakt.jobs.compress.quantize_static", "StaticInt8", needs_torch=False),
     "OpenVinoInt8": Entry(_OPENVINO, "OpenVinoInt8", needs_torch=False),
     "BFloat16": Entry(_OPENVINO, "BFloat16", needs_torch=False, needs_texts=False),
+    "Float16": Entry(
+        "kompakt.jobs.compress.quantize_half", "Float16", needs_torch=False, needs_texts=False
+    ),
     "WeightOnly": Entry(
         "kompakt.jobs.compress.quantize_weights", "WeightOnly", needs_torch=False, needs_texts=False
     ),
