@@ -57,7 +57,7 @@ _OF_CONTAINERS: dict[str, Callable[[Spec, Spec], bool]] = {
     ),
     "hostPort": lambda _, c: not any("hostPort" in port for port in c.get("ports", ())),
     "readOnlyRootFilesystem": lambda _, c: _own(c, "readOnlyRootFilesystem") is True,
-    "limits": lambda _, c: set(c.get("resources", {}).get("limits", ())) == {"cpu", "memory"},
+    "limits": lambda _, c: {"cpu", "memory"} <= set(c.get("resources", {}).get("limits", ())),
 }
 
 

@@ -187,6 +187,27 @@ def test_a_benchmark_has_the_targets_limits_and_the_rest_a_jobs() -> None:
     assert "initContainers" not in pod(job("Compress", on=on))
 
 
+@pytest.mark.parametrize("kind", ["Import", "Compress", "Measure"])
+def test_devices_of_the_profile_are_each_containers(kind: str) -> None:
+    """Limits and requests are the same whole number, as Kubernetes wants it of extended resources;
+    both stages of a measurement have the device, one after the other.
+    """
+    on = profile(
+        "gpu",
+        runtimeClassName="nvidia",
+        extendedResources=[{"name": "nvidia.com/gpu"}, {"name": "example.com/nic", "count": 2}],
+    )
+    made = pod(job(kind, on=on))
+    stages = [*made.get("initContainers", ()), *made["containers"]]
+
+    assert len(stages) == (2 if kind == "Measure" else 1)
+    for stage in stages:
+        for amounts in (stage["resources"]["limits"], stage["resources"]["requests"]):
+            assert (amounts["nvidia.com/gpu"], amounts["example.com/nic"]) == ("1", "2")
+    assert made["runtimeClassName"] == "nvidia"
+    assert violations(made) == []
+
+
 def test_claims_are_mounted_once() -> None:
     """Each claim is one volume; sources are read-only, and the store is not."""
     spec = policy_spec(model={"uri": "pvc://store/models/x"})

@@ -13,6 +13,7 @@ from tests.planning import (
     SETTINGS,
     policy,
     policy_spec,
+    profile,
     variant,
 )
 from tests.pod_security import violations
@@ -102,6 +103,22 @@ def test_a_rolling_update_loses_nobody(manifests: tuple[Manifest, ...]) -> None:
     assert deployment["strategy"]["rollingUpdate"] == {"maxUnavailable": 0, "maxSurge": 1}
     assert pod(manifests)["terminationGracePeriodSeconds"] == 30
     assert "lifecycle" not in pod(manifests)["containers"][0]
+
+
+def test_a_device_is_the_servers() -> None:
+    """Whoever fetches the artifact needs none, nor does the comparator."""
+    on = profile("gpu", extendedResources=[{"name": "nvidia.com/gpu"}])
+    made = pod(
+        serving.serving_manifests(
+            policy=policy(policy_spec()), variant=variant(), profile=on, settings=SETTINGS
+        )
+    )
+    (fetch,), (server,) = made["initContainers"], made["containers"]
+
+    assert server["resources"]["limits"]["nvidia.com/gpu"] == "1"
+    assert server["resources"]["requests"] == server["resources"]["limits"]
+    assert "nvidia.com/gpu" not in fetch["resources"]["limits"]
+    assert violations(made) == []
 
 
 def test_the_store_is_the_init_container_s() -> None:

@@ -129,6 +129,7 @@ GOOD = [
     manifest("CompressionRecipe", STAGED, "staged"),
     manifest("CompressionRecipe", changed(STAGED, "steps.2.prune", GATED["prune"]), "gated"),
     manifest("HardwareProfile", {"nodeLabels": [{"key": "pool", "value": "edge"}]}),
+    manifest("HardwareProfile", {"extendedResources": [{"name": "nvidia.com/gpu"}]}, "gpu"),
     manifest("ModelVariant", VARIANT),
     manifest(
         "VariantRollout", {"policyRef": {"name": "example"}, "candidateRef": {"name": "example"}}
@@ -330,6 +331,22 @@ BAD_OTHERS = [
     ("ModelVariant", changed(VARIANT, "task", "Regression"), "a Regression one"),
     ("VariantRollout", {"policyRef": {"name": "x"}}, "spec.candidateRef: Required value"),
     ("HardwareProfile", {"cpuMillis": 1}, "greater than or equal to 50"),
+    ("HardwareProfile", {"extendedResources": [{"name": "cpu"}]}, "extendedResources[0].name"),
+    (
+        "HardwareProfile",
+        {"extendedResources": [{"name": "kubernetes.io/batch-cpu"}]},
+        "an extended resource is a device plugin's",
+    ),
+    (
+        "HardwareProfile",
+        {"extendedResources": [{"name": "nvidia.com/gpu", "count": 0}]},
+        "greater than or equal to 1",
+    ),
+    (
+        "HardwareProfile",
+        {"extendedResources": [{"name": "nvidia.com/gpu"}, {"name": "nvidia.com/gpu"}]},
+        "Duplicate value",
+    ),
 ]
 
 

@@ -9,7 +9,7 @@ from typing import Annotated, Literal
 
 from pydantic import Field
 
-from kompakt.api.base import KindInfo, ListType, Mebibytes, Model, PrinterColumn, ShortText
+from kompakt.api.base import Cel, KindInfo, ListType, Mebibytes, Model, PrinterColumn, ShortText
 
 
 class NodeLabel(Model):
@@ -32,6 +32,30 @@ class Toleration(Model):
     """Taint value."""
     effect: Literal["NoSchedule", "PreferNoSchedule", "NoExecute"] | None = None
     """Taint effect; every effect when absent."""
+
+
+class ExtendedResource(Model):
+    """Devices that nodes of the pool offer by a device plugin, and each pod gets for itself."""
+
+    name: Annotated[
+        str,
+        Field(
+            min_length=3,
+            max_length=317,
+            pattern=(
+                r"^[a-z0-9]([-a-z0-9]*[a-z0-9])?(\.[a-z0-9]([-a-z0-9]*[a-z0-9])?)*"
+                r"/[A-Za-z0-9]([-A-Za-z0-9_.]*[A-Za-z0-9])?$"
+            ),
+        ),
+        Cel(
+            "!self.contains('kubernetes.io/') && !self.startsWith('requests.')",
+            "an extended resource is a device plugin's, such as nvidia.com/gpu: CPU and memory are"
+            " cpuMillis and memoryMebibytes",
+        ),
+    ]
+    """Resource name as in the node's capacity, for example nvidia.com/gpu."""
+    count: Annotated[int, Field(ge=1, le=1024)] = 1
+    """How many; a device is never shared, so that requests equal limits."""
 
 
 class Price(Model):
@@ -59,6 +83,10 @@ class HardwareProfileSpec(Model):
     it."""
     memory_mebibytes: Annotated[int, Field(ge=64, le=16_777_216)] = 1024
     """Memory limit and request of a pod."""
+    extended_resources: Annotated[
+        list[ExtendedResource], Field(max_length=8), ListType("map", ("name",))
+    ] = []
+    """Devices that a pod gets beside CPU and memory: each Job, and each server."""
     runtime_class_name: Annotated[str, Field(max_length=63)] | None = None
     """RuntimeClass of pods on this pool; the installation's when absent."""
     price: Price | None = None

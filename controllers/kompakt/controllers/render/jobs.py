@@ -162,10 +162,11 @@ def _pod(
     if task.measure is not None:
         # What limits do not change is done with a Job's CPUs; the benchmark gets the target's.
         first["initContainers"] = [
-            container | _run(AHEAD, "--ahead", cpu_millis=job_cpu, memory_mebibytes=memory)
+            container
+            | _run(AHEAD, "--ahead", profile=profile, cpu_millis=job_cpu, memory_mebibytes=memory)
         ]
         job_cpu = profile.cpu_millis
-    work = container | _run(CONTAINER, cpu_millis=job_cpu, memory_mebibytes=memory)
+    work = container | _run(CONTAINER, profile=profile, cpu_millis=job_cpu, memory_mebibytes=memory)
     return {
         **pod_defaults(),
         **placement(profile, settings),
@@ -176,7 +177,13 @@ def _pod(
     }
 
 
-def _run(name: str, *options: str, cpu_millis: int, memory_mebibytes: int) -> dict[str, Any]:
+def _run(
+    name: str,
+    *options: str,
+    profile: HardwareProfileSpec,
+    cpu_millis: int,
+    memory_mebibytes: int,
+) -> dict[str, Any]:
     """What the containers of a Job differ in."""
     return {
         "name": name,
@@ -188,5 +195,9 @@ def _run(name: str, *options: str, cpu_millis: int, memory_mebibytes: int) -> di
                 "valueFrom": {"fieldRef": {"fieldPath": "spec.nodeName"}},
             },
         ],
-        "resources": resources(cpu_millis=cpu_millis, memory_mebibytes=memory_mebibytes),
+        "resources": resources(
+            cpu_millis=cpu_millis,
+            memory_mebibytes=memory_mebibytes,
+            devices=profile.extended_resources,
+        ),
     }

@@ -7,12 +7,12 @@ Invariant: every pod that is built from these parts satisfies the Pod Security S
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 from urllib.parse import urlsplit
 
 from kompakt.api import API_VERSION, names
-from kompakt.api.profile import HardwareProfileSpec
+from kompakt.api.profile import ExtendedResource, HardwareProfileSpec
 from kompakt.api.source import DataSource, ModelSource, Store
 from kompakt.controllers import objects
 from kompakt.controllers.plan import Manifest, Meta, Settings
@@ -128,9 +128,13 @@ def environment(*, thread_count: int | None = None) -> list[dict[str, Any]]:
     return [{"name": name, "value": value} for name, value in sorted(entries.items())]
 
 
-def resources(*, cpu_millis: int, memory_mebibytes: int) -> dict[str, Any]:
+def resources(
+    *, cpu_millis: int, memory_mebibytes: int, devices: Sequence[ExtendedResource] = ()
+) -> dict[str, Any]:
     """Requests equal to limits: what is measured in a pod must not depend on its neighbours."""
     amounts = {"cpu": f"{cpu_millis}m", "memory": f"{memory_mebibytes}Mi"}
+    # Whole numbers: no device can be overcommitted.
+    amounts |= {device.name: str(device.count) for device in devices}
     return {"requests": dict(amounts), "limits": amounts}
 
 

@@ -184,7 +184,12 @@ def _server(
         SERVER,
         command=serve,
         mounts=[tmp, model | {"readOnly": True}],
-        limits=limits,
+        # The init container has none: what a pod gets is the most that one of its stages asks for.
+        limits=resources(
+            cpu_millis=profile.cpu_millis,
+            memory_mebibytes=profile.memory_mebibytes,
+            devices=profile.extended_resources,
+        ),
         settings=settings,
     )
     container["env"] = environment(thread_count=threads(profile.cpu_millis))
