@@ -263,6 +263,7 @@ def test_the_margin_is_added_to_the_stable_variant() -> None:
     assert (strict.verdict, lenient.verdict) == ("Fail", "Undecided")
 
 
+@pytest.mark.slow
 def test_equally_bad_variants_are_not_told_apart() -> None:
     """When both miss the limit alike, the candidate is failed with no more than the promised
     probability.

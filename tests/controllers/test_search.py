@@ -257,6 +257,7 @@ def late_trials(sampler: str, finish: Callable[[Proposal, int], Trial], goal: Go
     ]
 
 
+@pytest.mark.slow
 def test_constraints_guide_the_search() -> None:
     """Where the fastest lose too much, later trials crowd at the boundary: half as many again, or
     more, as by chance.
@@ -270,6 +271,7 @@ def test_constraints_guide_the_search() -> None:
     assert near("GaussianProcess") > 1.5 * near("Random")
 
 
+@pytest.mark.slow
 def test_what_does_not_fit_is_avoided() -> None:
     """Trials that were killed for memory push the search to where there is room, even against the
     objective.

@@ -103,6 +103,7 @@ def test_printer_columns_name_existing_fields(info: KindInfo) -> None:
         assert path.startswith(".metadata.") or path in known, column
 
 
+@pytest.mark.slow
 def test_check_says_which_file_is_stale(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """`--check` fails with the name of the file and the command that mends it, and writes
     nothing.

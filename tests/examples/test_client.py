@@ -71,6 +71,7 @@ async def test_users_reach_the_model_by_its_host_name() -> None:
     assert log.failed == 0
 
 
+@pytest.mark.slow
 async def test_a_slow_server_does_not_slow_the_users() -> None:
     """Requests leave on the clock while earlier ones still wait, and every answer is recorded."""
     gateway = Gateway()
@@ -117,6 +118,7 @@ async def test_asking_whether_it_answers_is_not_recorded() -> None:
     assert log.total == 0
 
 
+@pytest.mark.slow
 async def test_the_rate_is_kept(monkeypatch: pytest.MonkeyPatch) -> None:
     """The clock of the users neither drifts nor bursts after the machine slept."""
     gateway = Gateway()

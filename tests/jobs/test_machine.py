@@ -105,6 +105,7 @@ def test_the_node_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> N
     assert (hardware.node, hardware.cpu_model, hardware.threads) == ("edge-0", "Example CPU", 2)
 
 
+@pytest.mark.slow
 def test_peak_memory_is_the_processs_own() -> None:
     """A small program started by a large one reports little, although getrusage would inherit."""
     hog = bytearray(300 << 20)

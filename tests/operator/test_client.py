@@ -35,6 +35,7 @@ def breaks(request: web.Request) -> web.StreamResponse:
     return web.Response()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "trouble",
     [breaks, status(503, "ServiceUnavailable"), status(429, ""), status(500, "InternalError")],

@@ -36,6 +36,7 @@ def escape(value: str) -> str:
     return value.replace("\\", "\\\\").replace("\n", "\\n").replace('"', '\\"')
 
 
+@pytest.mark.slow
 @given(st.lists(st.tuples(LABELS, COUNTS), max_size=6, unique_by=lambda pair: pair[0]))
 def test_agrees_with_the_reference_parser(values: list[tuple[str, int]]) -> None:
     """Whatever labels hold, each series has the same name and count as by prometheus_client."""

@@ -13,6 +13,8 @@ import yaml
 from kompakt.operator import rbac
 from kompakt.operator.resources import BY_NAME, WATCHED
 
+pytestmark = pytest.mark.slow
+
 CHART = Path(__file__).resolve().parents[2] / "charts" / "kompakt"
 Grant = tuple[str, str, str]
 

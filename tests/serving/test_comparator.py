@@ -24,6 +24,8 @@ from kompakt.serving.golden import read_golden
 from kompakt.serving.legs import Reply, Verdict
 from kompakt.serving.lifecycle import StartupError
 
+pytestmark = pytest.mark.slow
+
 INFER = "/v2/models/sentiment/infer"
 STABLE = {"bad": "negative", "awful": "negative", "good": "positive", "great": "positive"}
 CANDIDATE = {"bad": "negative", "awful": "neutral", "good": "positive", "odd": "positive"}

@@ -137,6 +137,7 @@ async def _answer(reader: asyncio.StreamReader) -> None:
     await reader.readexactly(int(length.rsplit(b" ", 1)[1]))
 
 
+@pytest.mark.slow
 async def test_a_server_that_gets_no_cpu_counts_the_wait(
     make_artifact: Any, start_process: Any, parse_metrics: Any
 ) -> None:
@@ -176,6 +177,7 @@ async def test_a_server_that_gets_no_cpu_counts_the_wait(
     other.close()
 
 
+@pytest.mark.slow
 async def test_a_folder_that_cannot_be_served_ends_the_process_with_one_sentence(
     tmp_path: Any, start_process: Any
 ) -> None:

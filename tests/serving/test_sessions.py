@@ -71,6 +71,7 @@ def test_callers_do_not_get_each_others_answers(folders: tuple[Path, Path]) -> N
         assert list(pool.map(ask, range(3))) == [True] * 3
 
 
+@pytest.mark.slow
 def test_a_server_imports_the_runtime_of_its_artifact_alone(folders: tuple[Path, Path]) -> None:
     """Memory and start-up time are paid for in imports; and nobody is told that one happened."""
     code = (

@@ -55,6 +55,7 @@ def both(checkpoint_of: Callable[[str], Path], tmp_path: Path) -> Callable[[str]
     return make
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("model_type", ["bert", "roberta", "distilbert", "electra"])
 def test_runtimes_agree_on_every_length(
     model_type: str, both: Callable[[str], list[Session]]

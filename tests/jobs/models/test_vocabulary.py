@@ -152,6 +152,7 @@ def byte_level(words: Sequence[str]) -> Tokenizer:
 WORDS = ["screenplay", "screening", "player", "playing", "wonderful", "wonder", "full", "ünder"] * 3
 
 
+@pytest.mark.slow
 @settings(max_examples=200, deadline=None)
 @given(text=st.text(max_size=20), kept_words=st.lists(st.sampled_from(WORDS), max_size=3))
 def test_byte_level_tokenizers_stay_lossless(text: str, kept_words: list[str]) -> None:
