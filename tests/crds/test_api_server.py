@@ -266,7 +266,12 @@ BAD_OTHERS = [
     (
         "CompressionRecipe",
         {"steps": [{"quantize": {"weightBits": 2}}]},
-        "weightBits, blockSize, tableBits and activations are for the method WeightOnly",
+        "weightBits, blockSize and activations are for the method WeightOnly",
+    ),
+    (
+        "CompressionRecipe",
+        {"steps": [{"quantize": {"tableBits": 4}}]},
+        "tableBits are for the methods WeightOnly and OpenVinoInt8",
     ),
     (
         "CompressionRecipe",

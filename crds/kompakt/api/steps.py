@@ -188,8 +188,8 @@ class Quantize(Model):
     block_size: Literal[16, 32, 64, 128, 256] = 32
     """WeightOnly: how many weights share a scale of 32 bits."""
     table_bits: Literal[4, 8] = 8
-    """WeightOnly: bits of a number in the table of token embeddings, which is half of a small
-    model."""
+    """WeightOnly, OpenVinoInt8: bits of a number in the table of token embeddings, which is half of
+    a small model. 4 bits have a scale for each block of numbers."""
     activation_aware_alpha_permille: Annotated[int, Field(ge=0, le=1000)] = 0
     """WeightOnly of 2 bits or more: how much weights that meet large activations are spared by
     rounding, the α of AWQ (Lin et al. 2023, arXiv:2306.00978, section 3.2) in thousandths. Above 0
@@ -209,10 +209,16 @@ class Quantize(Model):
         ),
         Cel(
             "self.method == 'WeightOnly' || (self.weightBits == 4 && self.blockSize == 32"
-            " && self.tableBits == 8 && self.activations == 'Int8')",
-            "weightBits, blockSize, tableBits and activations are for the method WeightOnly: set"
-            " the method to it, or leave them out",
+            " && self.activations == 'Int8')",
+            "weightBits, blockSize and activations are for the method WeightOnly: set the method to"
+            " it, or leave them out",
             ".method",
+        ),
+        Cel(
+            "self.tableBits == 8 || self.method in ['WeightOnly', 'OpenVinoInt8']",
+            "tableBits are for the methods WeightOnly and OpenVinoInt8: set the method to one of"
+            " them, or leave tableBits out",
+            ".tableBits",
         ),
         Cel(
             "self.activationAwareAlphaPermille == 0"

@@ -28,6 +28,7 @@ from kompakt.api.artifact import IR_NAME
 from kompakt.api.steps import Quantize
 from kompakt.jobs.compress.graph import Graph, GraphData
 from kompakt.jobs.compress.mixed import Groups, mix, report, require
+from kompakt.jobs.compress.openvino_tables import BITS, large_tables, write_small_tables
 from kompakt.jobs.compress.steps import GraphStep
 from kompakt.jobs.errors import PackageMissing, QuantizationIncomplete
 from kompakt.jobs.models.session import Logits, OpenVinoSession, import_openvino, openvino_settings
@@ -47,6 +48,7 @@ class OpenVinoInt8(GraphStep):
         nncf = import_nncf()
         model = import_openvino().Core().read_model(graph.path)
         wanted = len(weight_types(model))
+        large = large_tables(model) if self._parameters.table_bits == BITS else {}
         names = [entry.get_any_name() for entry in model.inputs]
         # One by one, unpadded: what stands at masked positions is nothing to take ranges from.
         feeds = [
@@ -72,9 +74,11 @@ class OpenVinoInt8(GraphStep):
         if self._parameters.mixed == "Enabled":
             quantized, count = self._mixed(graph, quantized, data)
             said = f"{found} matrices ({count} of their inputs fp32)"
+        small = write_small_tables(quantized, large, size=self._parameters.block_size)
         made = save(quantized, target, Graph(target, runtime="OpenVino"), halve=False)
         data.details["executed"] = executed(made, threads=data.threads)
         tables = sum(name in SMALL_TYPES for name in table_types(quantized))
+        said += f", {small} embedding tables in {BITS} bits" if small else ""
         return made, f"{said} and {tables} embedding tables int8 for OpenVINO"
 
     def _mixed(self, graph: Graph, quantized: Any, data: GraphData) -> tuple[Any, int]:
