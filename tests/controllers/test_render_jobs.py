@@ -208,6 +208,23 @@ def test_devices_of_the_profile_are_each_containers(kind: str) -> None:
     assert violations(made) == []
 
 
+@pytest.mark.parametrize(
+    ("devices", "told"),
+    [
+        ([], False),
+        (["example.com/nic"], False),
+        (["nvidia.com/gpu"], True),
+        (["example.com/nic", "nvidia.com/mig-1g.5gb"], True),
+    ],
+)
+def test_a_job_is_told_of_its_gpu(devices: list[str], told: bool) -> None:  # noqa: FBT001
+    """And of no other device; it may not guess, for a node's GPUs are others' too."""
+    on = profile("gpu", extendedResources=[{"name": name} for name in devices])
+    (container,) = pod(job("Compress", on=on))["containers"]
+
+    assert ({"name": names.DEVICE_VARIABLE, "value": "cuda"} in container["env"]) is told
+
+
 def test_claims_are_mounted_once() -> None:
     """Each claim is one volume; sources are read-only, and the store is not."""
     spec = policy_spec(model={"uri": "pvc://store/models/x"})

@@ -58,5 +58,8 @@ VOLUMES_MOUNT: Final = "/var/lib/kompakt/volumes"
 NODE_NAME_VARIABLE: Final = "NODE_NAME"
 """Environment variable of a Job with the name of its node (downward API), which a benchmark
 reports."""
+DEVICE_VARIABLE: Final = "KOMPAKT_DEVICE"
+"""Environment variable of pods that were given a device: `cuda`; absent where there is none."""
+CUDA: Final = "cuda"
 EXIT_INVALID_INPUT: Final = 42
 """Exit code of a Job whose input is wrong: never retried."""

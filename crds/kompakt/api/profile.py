@@ -86,7 +86,8 @@ class HardwareProfileSpec(Model):
     extended_resources: Annotated[
         list[ExtendedResource], Field(max_length=8), ListType("map", ("name",))
     ] = []
-    """Devices that a pod gets beside CPU and memory: each Job, and each server."""
+    """Devices that a pod gets beside CPU and memory: each Job, and each server. With one of
+    nvidia.com, such as nvidia.com/gpu, Jobs train on it."""
     runtime_class_name: Annotated[str, Field(max_length=63)] | None = None
     """RuntimeClass of pods on this pool; the installation's when absent."""
     price: Price | None = None
@@ -99,6 +100,11 @@ class HardwareProfileSpec(Model):
     run under cpuMillis."""
     job_memory_mebibytes: Mebibytes | None = None
     """Memory limit of Jobs on this pool when it must differ from a serving pod's."""
+
+    @property
+    def has_cuda(self) -> bool:
+        """Whether pods are given an NVIDIA GPU, or a part of one."""
+        return any(device.name.startswith("nvidia.com/") for device in self.extended_resources)
 
 
 HARDWARE_PROFILE = KindInfo(

@@ -125,8 +125,8 @@ class Distill(Model):
     learning_rate_micros: Annotated[int, Field(ge=1, le=100_000)] = 200
     """Peak learning rate of AdamW in millionths; linear warm-up and decay."""
     precision: Precision = "Automatic"
-    """Of matrix products in training: the faster one on the Job's CPU, unless it is set. Weights
-    and the model that results are 32 bits wide either way."""
+    """Of matrix products in training: the faster one on the Job's CPU or GPU, unless it is set.
+    Weights and the model that results are 32 bits wide either way."""
     quantization_aware: Literal["Enabled", "Disabled"] = "Disabled"
     """The model trains with the rounded weights and inputs of matrices that the recipe's quantize
     step, which must come next, will give it (Jacob et al. 2018, arXiv:1712.05877, section 3): by

@@ -11,7 +11,8 @@
     │   ├── DataInvalid           a field is missing, a line is no JSON, nothing is left to read
     │   ├── LabelUnknown          the data has a label that the model does not have
     │   ├── StepInvalid           a recipe's step cannot be applied to this model and data
-    │   └── PackageMissing        the recipe or the artifact needs a package that is optional
+    │   ├── PackageMissing        the recipe or the artifact needs a package that is optional
+    │   └── DeviceMissing         the profile asks for a device that cannot be used here
     └── Failed                    exit 1: it should have worked
         ├── StoreUnavailable      the artifact store cannot be read or written
         ├── ArtifactMissing       the store does not hold what the task names
@@ -84,6 +85,10 @@ class StepInvalid(InvalidInput):
 
 class PackageMissing(InvalidInput):
     """The recipe or the artifact needs an optional package that is not installed."""
+
+
+class DeviceMissing(InvalidInput):
+    """The profile asks for a device that what is installed here cannot use."""
 
 
 class Failed(JobError):  # noqa: N818 the outcome in the API is called so

@@ -65,7 +65,9 @@ def import_model(task: ImportTask, place: Workplace) -> ImportResult:
     with place.stage("import torch"):
         import torch
 
-        from kompakt.jobs.models import export, load
+        from kompakt.jobs.models import device, export, load
+
+        where = device.chosen()
 
         torch.set_num_threads(place.threads)
     with place.stage("load and export"):
@@ -99,7 +101,7 @@ def import_model(task: ImportTask, place: Workplace) -> ImportResult:
             from kompakt.jobs.analysis.document import Subject, analyze
 
             subject = Subject(
-                encoder=encoder,
+                encoder=encoder.to(where),
                 model=artifact / MODEL_NAME,
                 tokenizer=tokenizer,
                 labels=checkpoint.labels,

@@ -189,7 +189,7 @@ def _run(
         "name": name,
         "command": ["python", "-m", "kompakt.jobs", "run", *options],
         "env": [
-            *environment(thread_count=threads(cpu_millis)),
+            *environment(thread_count=threads(cpu_millis), cuda=profile.has_cuda),
             {
                 "name": names.NODE_NAME_VARIABLE,
                 "valueFrom": {"fieldRef": {"fieldPath": "spec.nodeName"}},

@@ -116,7 +116,7 @@ def threads(cpu_millis: int) -> int:
     return max(1, cpu_millis // _MILLIS)
 
 
-def environment(*, thread_count: int | None = None) -> list[dict[str, Any]]:
+def environment(*, thread_count: int | None = None, cuda: bool = False) -> list[dict[str, Any]]:
     """Environment of every container.
 
     A numeric user has no entry in /etc/passwd, and libraries that cache ask for home and name.
@@ -125,6 +125,9 @@ def environment(*, thread_count: int | None = None) -> list[dict[str, Any]]:
     if thread_count is not None:
         # Libraries count the node's cores, not the container's limit.
         entries["OMP_NUM_THREADS"] = str(thread_count)
+    if cuda:
+        # Said, not guessed: who was given a GPU and cannot use it must fail.
+        entries[names.DEVICE_VARIABLE] = names.CUDA
     return [{"name": name, "value": value} for name, value in sorted(entries.items())]
 
 

@@ -112,5 +112,8 @@ def _batches(subject: Subject, dataset: Dataset, examples: int) -> Iterator[Batc
         )
         yield Batch(
             indices=[indices[m] for m in members],
-            inputs={name: torch.from_numpy(array) for name, array in arrays.items()},
+            inputs={
+                name: torch.from_numpy(array).to(subject.encoder.device)
+                for name, array in arrays.items()
+            },
         )

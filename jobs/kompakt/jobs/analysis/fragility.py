@@ -37,14 +37,14 @@ class Rounding(Watcher):
     """What 8 bits change about a matrix's outputs."""
 
     def __init__(self, matrix: nn.Linear) -> None:
-        weight = matrix.weight.detach().T.contiguous().numpy()
+        weight = matrix.weight.detach().T.contiguous().numpy(force=True)
         integers, scales = quantize_weight(weight, per_channel=True)
-        self._weight = torch.from_numpy(integers * scales).T
+        self._weight = torch.from_numpy(integers * scales).T.to(matrix.weight.device)
         self._bias = matrix.bias.detach()
         self.gradient = 0.0
         self._tokens = 0
         self._error = 0.0
-        self._total = torch.zeros(matrix.out_features, dtype=torch.float64)
+        self._total = matrix.bias.new_zeros(matrix.out_features, dtype=torch.float64)
         self._squares = 0.0
 
     @override
@@ -134,7 +134,8 @@ def fragility(
 def _deciles(scores: torch.Tensor) -> list[float]:
     if not len(scores):
         return []
-    return [_rounded(float(q)) for q in scores.quantile(torch.linspace(0, 1, 11))]
+    places = torch.linspace(0, 1, 11, device=scores.device)
+    return [_rounded(float(q)) for q in scores.quantile(places)]
 
 
 def _rounded(value: float) -> float:

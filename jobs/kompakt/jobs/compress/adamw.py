@@ -27,7 +27,7 @@ class AdamW:
         self._weight_decay = weight_decay
         self._means = [torch.zeros_like(parameter) for parameter in self._parameters]
         self._squares = [torch.zeros_like(parameter) for parameter in self._parameters]
-        self._steps = [torch.tensor(0.0) for _ in self._parameters]
+        self._steps = [p.new_zeros((), dtype=torch.float32) for p in self._parameters]
 
     def step(self, rate: float) -> None:
         """One step at this learning rate; the gradients are used up."""

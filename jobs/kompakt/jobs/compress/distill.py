@@ -92,7 +92,7 @@ class Distillation(TorchStep):
             for parameter in trainable.values():
                 parameter.grad = None
 
-        arithmetic = precision.choose(parameters.precision, step)
+        arithmetic = precision.choose(parameters.precision, step, device=data.device)
         losses = [lesson.held_out_losses(encoder)]
         start = lesson.total(losses[0])
         best = _Best(start, _copy(trainable))

@@ -34,9 +34,13 @@ class Units:
 def ones(encoder: Encoder, *shape: int) -> Units:
     """Gates that change nothing, [*shape, units]; of one shape for all texts, or by text."""
     layers = encoder.encoder_layers()
+
+    def made(count: int) -> torch.Tensor:
+        return torch.ones(*shape, count, requires_grad=True, device=encoder.device)
+
     return Units(
-        heads=[torch.ones(*shape, layer.heads, requires_grad=True) for layer in layers],
-        neurons=[torch.ones(*shape, layer.ffn_size, requires_grad=True) for layer in layers],
+        heads=[made(layer.heads) for layer in layers],
+        neurons=[made(layer.ffn_size) for layer in layers],
     )
 
 

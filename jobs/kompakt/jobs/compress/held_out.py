@@ -38,7 +38,7 @@ def look(
     found = np.empty((len(labels), encoder.config.width), dtype=np.float32)
     with torch.no_grad():
         for batch in others.batches(range(len(labels)), BATCH):
-            found[batch.indices] = encoder(**batch.inputs).numpy()
+            found[batch.indices] = encoder(**batch.inputs).numpy(force=True)
     original = others.teacher(held_out.texts)
     wanted = np.array([-1 if label is None else label for label in labels])
     return Check(

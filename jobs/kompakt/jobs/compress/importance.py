@@ -116,7 +116,7 @@ def layers_to_drop(encoder: Encoder, batches: Sequence[Batch], count: int) -> li
         task = encoder.config.task
         whole = [outcome(task, encoder(**batch.inputs), batch.tokens) for batch in batches]
         while len(dropped) < count:
-            lost = torch.zeros(len(kept), dtype=torch.float64)
+            lost = torch.zeros(len(kept), dtype=torch.float64, device=encoder.device)
             for batch, expected in zip(batches, whole, strict=True):
                 for place, logits in enumerate(_without_each(encoder, kept, batch)):
                     lost[place] += divergence(task, outcome(task, logits, batch.tokens), expected)

@@ -34,6 +34,7 @@ from kompakt.jobs.compress.states import Alignment, States, Wanted, match_layers
 from kompakt.jobs.compress.training import Batch, TrainingData
 from kompakt.jobs.data.words import count_words, first_tokens
 from kompakt.jobs.errors import StepInvalid
+from kompakt.jobs.models.device import CPU
 from kompakt.jobs.models.encoder import Encoder
 
 
@@ -58,7 +59,7 @@ class Answers(Teacher):
     def sample(self, batch: Batch) -> Sample:
         if self._data.task == "TokenClassification":
             return self._of_words(batch)
-        logits = torch.cat([self._logits[index] for index in batch.indices])
+        logits = torch.cat([self._logits[index] for index in batch.indices]).to(self._data.device)
         alignment = Alignment.same(batch.inputs["attention_mask"])
         return Sample(batch.indices, States(logits=logits), alignment)
 
@@ -66,16 +67,16 @@ class Answers(Teacher):
         """The answer to a word belongs to its first token, whatever tokenizer cut it."""
         data = self._data
         logits = pad_sequence([self._logits[index] for index in batch.indices], batch_first=True)
-        places = torch.zeros(logits.shape[:2], dtype=torch.int64)
-        mask = torch.zeros(logits.shape[:2], dtype=torch.bool)
+        places = torch.zeros(logits.shape[:2], dtype=torch.int64, device=CPU)
+        mask = torch.zeros(logits.shape[:2], dtype=torch.bool, device=CPU)
         for row, index in enumerate(batch.indices):
             found = first_tokens(data.encodings[index], data.dataset.texts[index])
             for word, place in enumerate(found):
                 # Of a word behind the end of what the teacher reads, there is no answer.
                 if place is not None and bool(logits[row, word].isfinite().all()):
                     places[row, word], mask[row, word] = place, True
-        alignment = Alignment(mask=mask, student=places)
-        return Sample(batch.indices, States(logits=logits), alignment)
+        alignment = Alignment(mask=mask.to(data.device), student=places.to(data.device))
+        return Sample(batch.indices, States(logits=logits.to(data.device)), alignment)
 
 
 class Original(Teacher):
@@ -94,7 +95,7 @@ class Original(Teacher):
             inputs = data.original_batch(batch).inputs
             ours = [data.encodings[index] for index in batch.indices]
             theirs = [data.original_encodings[index] for index in batch.indices]
-            alignment = Alignment.by_characters(ours, theirs)
+            alignment = Alignment.by_characters(ours, theirs, device=data.device)
         with torch.no_grad():
             return Sample(batch.indices, self.wanted.run(self._encoder, inputs), alignment)
 
@@ -123,7 +124,7 @@ class Lesson:
 
     def loss(self, student: States, sample: Sample) -> torch.Tensor:
         """The weighted sum."""
-        total = torch.zeros(())
+        total = student.logits.new_zeros(())
         for weight, objective in self.objectives.values():
             total = total + weight * objective.loss(student, sample)
         return total

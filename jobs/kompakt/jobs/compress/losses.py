@@ -18,6 +18,7 @@ from torch import nn
 
 from kompakt.api.base import Task
 from kompakt.jobs.compress.training import Batch
+from kompakt.jobs.models.device import CPU
 
 Labels = Sequence[Any]
 VALUES: tuple[Task, ...] = ("Regression", "SentenceEmbedding")
@@ -82,12 +83,12 @@ def fisher_loss(task: Task, logits: torch.Tensor, batch: Batch, labels: Labels) 
 
 def _signs(vectors: torch.Tensor, batch: Batch) -> torch.Tensor:
     """Always the same for a text, whatever batch it is in."""
-    generator = torch.Generator()
+    generator = torch.Generator(CPU)  # on which they are the same everywhere
     rows = [
-        torch.randint(0, 2, vectors.shape[1:], generator=generator.manual_seed(index))
+        torch.randint(0, 2, vectors.shape[1:], generator=generator.manual_seed(index), device=CPU)
         for index in batch.indices
     ]
-    return torch.stack(rows).to(vectors.dtype) * 2 - 1
+    return torch.stack(rows).to(vectors) * 2 - 1
 
 
 def _of_tokens(logits: torch.Tensor, batch: Batch) -> torch.Tensor:

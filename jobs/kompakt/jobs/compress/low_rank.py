@@ -18,7 +18,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from itertools import pairwise
 
 import torch
@@ -114,15 +114,26 @@ class Seen:
 
     reads: bool
     """Whether the products are those of the inputs: of the outputs, where these are no more."""
-    count: int = 0
-    inputs: torch.Tensor = field(default_factory=lambda: torch.zeros(1, dtype=torch.float64))
+    inputs: torch.Tensor
     """[inputs]: their sum."""
-    outputs: torch.Tensor = field(default_factory=lambda: torch.zeros(1, dtype=torch.float64))
+    outputs: torch.Tensor
     """[outputs]: their sum."""
-    products: torch.Tensor = field(default_factory=lambda: torch.zeros(1, dtype=torch.float64))
+    products: torch.Tensor
     """[size, size]: the sum of products of the shorter of the two."""
+    count: int = 0
     gradient: float = 0.0
     """Sum of squares of the loss's gradient by the outputs."""
+
+    @classmethod
+    def of(cls, matrix: nn.Linear) -> Seen:
+        """Nothing yet."""
+
+        def zeros(*shape: int) -> torch.Tensor:
+            return torch.zeros(*shape, dtype=torch.float64, device=matrix.weight.device)
+
+        inputs, outputs = matrix.in_features, matrix.out_features
+        size = min(inputs, outputs)
+        return cls(inputs < outputs, zeros(inputs), zeros(outputs), zeros(size, size))
 
     def add(self, x: torch.Tensor, y: torch.Tensor) -> None:
         """Some more inputs, [tokens, inputs], and their outputs, [tokens, outputs]."""
@@ -147,10 +158,7 @@ class Seen:
 def observe(encoder: Encoder, batches: Sequence[Batch], *, labels: Labels) -> dict[Place, Seen]:
     """Inputs and gradients of every whole matrix over the texts' tokens."""
     whole = whole_matrices(encoder)
-    seen = {
-        place: Seen(reads=matrix.in_features < matrix.out_features)
-        for place, matrix in whole.items()
-    }
+    seen = {place: Seen.of(matrix) for place, matrix in whole.items()}
     watchers = {matrix: seen[place] for place, matrix in whole.items()}
     watch(encoder, batches, watchers, labels=labels)
     return seen

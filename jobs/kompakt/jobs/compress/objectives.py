@@ -21,6 +21,7 @@ from torch import nn
 from typing_extensions import override
 
 from kompakt.jobs.compress.states import Alignment, States
+from kompakt.jobs.models.device import CPU
 
 
 @dataclass(frozen=True)
@@ -142,7 +143,7 @@ class Relations(Objective):
         mask = sample.alignment.mask
         theirs = [sample.alignment.of_teacher(part) for part in sample.teacher.attention]
         tokens = mask[:, None, :, None].expand(-1, self._heads, -1, -1)
-        total = torch.zeros(())
+        total = ours[0].new_zeros(())
         for found, expected in zip(ours, theirs, strict=True):
             divergence = nn.functional.kl_div(
                 self._relations(found, mask),
@@ -177,7 +178,9 @@ class Labels(Objective):
     def loss(self, student: States, sample: Sample) -> torch.Tensor:
         missing = -100  # what torch leaves out
         found = [self._labels[index] for index in sample.indices]
-        target = torch.tensor([missing if label is None else label for label in found])
+        target = torch.tensor(
+            [missing if label is None else label for label in found], device=student.logits.device
+        )
         entropy = nn.functional.cross_entropy(student.logits, target, reduction="sum")
         return entropy / len(found)
 
@@ -239,13 +242,15 @@ class NumberLabels(Objective):
 
     def __init__(self, labels: Sequence[float | None]) -> None:
         self._labels = labels
-        known = torch.tensor([label for label in labels if label is not None])
+        known = torch.tensor([label for label in labels if label is not None], device=CPU)
         self._variance = max(float(known.var(correction=0)), 1e-12)
 
     @override
     def loss(self, student: States, sample: Sample) -> torch.Tensor:
         found = [self._labels[index] for index in sample.indices]
-        target = torch.tensor([math.nan if label is None else label for label in found])
+        target = torch.tensor(
+            [math.nan if label is None else label for label in found], device=student.logits.device
+        )
         known = ~target.isnan()
         squares = (student.logits[known, 0] - target[known]).square().sum()
         return squares / (len(found) * self._variance)

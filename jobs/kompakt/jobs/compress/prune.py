@@ -318,7 +318,8 @@ def _quantiles(scores: torch.Tensor) -> list[float]:
     """The least, the deciles and the largest: all of them would be too many for a report."""
     if not len(scores):
         return []
-    return [_rounded(float(q)) for q in scores.quantile(torch.linspace(0, 1, 11))]
+    places = torch.linspace(0, 1, 11, device=scores.device)
+    return [_rounded(float(q)) for q in scores.quantile(places)]
 
 
 def _rounded(value: float) -> float:

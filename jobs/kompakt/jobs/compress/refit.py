@@ -128,12 +128,11 @@ class LeastSquares:
     def of(cls, matrix: nn.Linear) -> Self:
         """No tokens yet."""
         inputs, outputs = matrix.in_features, matrix.out_features
-        return cls(
-            torch.zeros(inputs, inputs, dtype=torch.float64),
-            torch.zeros(inputs, outputs, dtype=torch.float64),
-            torch.zeros(inputs, dtype=torch.float64),
-            torch.zeros(outputs, dtype=torch.float64),
-        )
+
+        def zeros(*shape: int) -> torch.Tensor:
+            return torch.zeros(*shape, dtype=torch.float64, device=matrix.bias.device)
+
+        return cls(zeros(inputs, inputs), zeros(inputs, outputs), zeros(inputs), zeros(outputs))
 
     def add(self, inputs: torch.Tensor, target: torch.Tensor, sums: torch.Tensor) -> None:
         """Some more tokens, [tokens, …]; `sums` is what the norm is given for them."""
@@ -165,7 +164,7 @@ class LeastSquares:
         solution = moment
         if len(means):
             strength = RIDGE * gram.diagonal().mean() + 1e-9
-            system = gram + strength * torch.eye(len(gram), dtype=gram.dtype)
+            system = gram + strength * torch.eye(len(gram), dtype=gram.dtype, device=gram.device)
             solution = torch.linalg.solve(system, moment + strength * former.T.double())
         residual = (
             self.energy

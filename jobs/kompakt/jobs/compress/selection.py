@@ -40,7 +40,7 @@ def by_share(
     """
     joined = torch.cat(list(scores))
     if not len(joined):
-        return [torch.arange(0) for _ in scores]
+        return [torch.arange(0, device=joined.device) for _ in scores]
     keep = max(1, len(joined) * keep_permille // 1000)
     threshold = joined.sort(descending=True).values[keep - 1]
     kept = []

@@ -135,7 +135,7 @@ def _curve(
 
 def _rows(units: torch.Tensor, *, width: int) -> torch.Tensor:
     """Where the values of some heads (or neurons, of width 1) stand side by side."""
-    return (units[:, None] * width + torch.arange(width)).flatten()
+    return (units[:, None] * width + torch.arange(width, device=units.device)).flatten()
 
 
 def _as_it_is(x: torch.Tensor) -> torch.Tensor:

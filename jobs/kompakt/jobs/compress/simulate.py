@@ -140,10 +140,11 @@ def _round_tables(encoder: Encoder, quantize: Quantize) -> None:
     """Embedding tables do not learn, so they are rounded once."""
     with torch.no_grad():
         for table in encoder.tables:
-            integers, scales = quantize_rows(table.weight.numpy())
+            weight = table.weight.numpy(force=True)
+            integers, scales = quantize_rows(weight)
             rounded = integers * scales
             if table is encoder.word and quantize.table_bits < 8:  # noqa: PLR2004 a byte
-                rounded = table_blocks(table.weight.numpy(), size=quantize.block_size).weight.T
+                rounded = table_blocks(weight, size=quantize.block_size).weight.T
             table.weight.copy_(torch.from_numpy(rounded))
 
 
@@ -190,6 +191,6 @@ def _in_blocks(
     length = x.shape[-1]
     size = block_size(length, size)
     filled = nn.functional.pad(x, (0, -length % size)).unflatten(-1, (-1, size))
-    starts = torch.arange(0, length, size)
+    starts = torch.arange(0, length, size, device=x.device)
     counts = (length - starts).clamp_max(size)[:, None].to(x.dtype)
     return rounding(filled, counts).flatten(-2)[..., :length]

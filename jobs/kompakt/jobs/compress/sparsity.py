@@ -41,6 +41,7 @@ from kompakt.jobs.compress.distill import (
 from kompakt.jobs.compress.gates import Units, gated
 from kompakt.jobs.compress.training import TrainingData
 from kompakt.jobs.errors import StepInvalid, TrainingDiverged
+from kompakt.jobs.models.device import CPU
 from kompakt.jobs.models.encoder import Encoder
 from kompakt.jobs.progress import Progress
 
@@ -106,7 +107,7 @@ def learn(
     neurons = _Gates(importance.neurons, share=neuron_share)
     weights = AdamW(trainable.values(), weight_decay=WEIGHT_DECAY)
     locations = AdamW([heads.location, neurons.location], weight_decay=0.0)
-    random = torch.Generator().manual_seed(data.seed)
+    random = torch.Generator(CPU).manual_seed(data.seed)
 
     def loss_of(batch: Any, arithmetic: precision.Arithmetic) -> torch.Tensor:
         drawn = Units(heads.draw(random), neurons.draw(random))
@@ -120,7 +121,7 @@ def learn(
         for parameter in (*trainable.values(), heads.location, neurons.location):
             parameter.grad = None
 
-    arithmetic = precision.choose(settings.precision, step)
+    arithmetic = precision.choose(settings.precision, step, device=data.device)
     random.manual_seed(data.seed)
     progress = Progress("prune", len(shown))
     losses: list[float] = []
@@ -167,7 +168,7 @@ class _Gates:
 
     def __init__(self, importance: Sequence[torch.Tensor], *, share: float) -> None:
         self.share = share
-        ranks = torch.cat([*importance, torch.zeros(0)]).argsort(stable=True).argsort().float()
+        ranks = torch.cat(list(importance)).argsort(stable=True).argsort().float()
         centred = 2 * ranks / max(1, len(ranks) - 1) - 1
         self.location = nn.Parameter(START + SPREAD * centred)
         self._counts = [len(layer) for layer in importance]
@@ -180,7 +181,9 @@ class _Gates:
         """Gates for one step, by layer."""
         if self._idle:
             return self.values()
-        uniform = torch.rand(len(self.location), generator=random).clamp(1e-6, 1 - 1e-6)
+        # The same numbers, whatever the device.
+        drawn = torch.rand(len(self.location), generator=random, device=CPU)
+        uniform = drawn.to(self.location).clamp(1e-6, 1 - 1e-6)
         concrete = torch.sigmoid((torch.logit(uniform) + self.location) / TEMPERATURE)
         return list(_stretched(concrete).split(self._counts))
 

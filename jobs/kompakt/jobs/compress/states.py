@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import nn
 
+from kompakt.jobs.models.device import CPU
 from kompakt.jobs.models.encoder import Encoder
 
 if TYPE_CHECKING:
@@ -91,17 +92,24 @@ class Alignment:
         return cls(mask=mask.bool())
 
     @classmethod
-    def by_characters(cls, student: Sequence[Encoding], teacher: Sequence[Encoding]) -> Alignment:
+    def by_characters(
+        cls,
+        student: Sequence[Encoding],
+        teacher: Sequence[Encoding],
+        *,
+        device: torch.device = CPU,
+    ) -> Alignment:
         """The tokens that are the same and stand for the same characters of the same text."""
         pairs = [
             sorted(_common(ours, theirs)) for ours, theirs in zip(student, teacher, strict=True)
         ]
         width = max(len(some) for some in pairs)
-        table = torch.zeros(len(pairs), width, 2, dtype=torch.int64)
-        mask = torch.zeros(len(pairs), width, dtype=torch.bool)
+        table = torch.zeros(len(pairs), width, 2, dtype=torch.int64, device=CPU)
+        mask = torch.zeros(len(pairs), width, dtype=torch.bool, device=CPU)
         for row, some in enumerate(pairs):
-            table[row, : len(some)] = torch.tensor(some)
+            table[row, : len(some)] = torch.tensor(some, device=CPU)
             mask[row, : len(some)] = True
+        table, mask = table.to(device), mask.to(device)
         return cls(mask=mask, student=table[..., 0], teacher=table[..., 1])
 
     def of_student(self, states: torch.Tensor) -> torch.Tensor:

@@ -65,7 +65,9 @@ class TorchChain:
 
             from kompakt.jobs.compress import held_out as gates
             from kompakt.jobs.compress import latency, training
-            from kompakt.jobs.models import checkpoint, export, load, text
+            from kompakt.jobs.models import checkpoint, device, export, load, text
+        self._device = device.chosen()
+        place.details["device"] = device.describe(self._device)
         torch.manual_seed(task.seed)
         torch.set_num_threads(place.threads)
         self._checkpoint = checkpoint
@@ -111,7 +113,8 @@ class TorchChain:
                 threads=place.threads,
                 name="teacher",
             ),
-            original=lambda: load.load(source_checkpoint),
+            original=lambda: load.load(source_checkpoint).to(self._device),
+            device=self._device,
             original_tokenizer=tokenizer,
             quantize=_quantize(task.steps),
             latency_table=latency.LatencyMeter(place.store, place.scratch).table,
@@ -210,7 +213,7 @@ class TorchChain:
             break
         with self._place.stage("load"):
             self._take_over(folder)
-            self._encoder = self._load.load(self._origin)
+            self._encoder = self._load.load(self._origin).to(self._device)
         self._done, self._notes = positions[:number], notes
         return self._encoder
 
@@ -239,6 +242,7 @@ class TorchChain:
     def _write(self, encoder: Encoder, graph: Path) -> None:
         """Exports the model, and compares."""
         with self._place.stage("export"):
+            encoder.to("cpu")  # what traced graphs and ONNX Runtime's answers are compared on
             self._export.export(encoder, graph, input_names=self.data.input_names)
             texts = sorted(self.data.order()[:PARITY_TEXTS])
             largest = self._export.parity(

@@ -18,6 +18,7 @@ from kompakt.api.base import Task
 from kompakt.api.steps import Quantize
 from kompakt.jobs.data.examples import Dataset, Example, draw
 from kompakt.jobs.evaluate.classifier import Logits
+from kompakt.jobs.models.device import CPU
 from kompakt.jobs.models.text import length_batches, pad, token_batches
 
 if TYPE_CHECKING:
@@ -54,6 +55,8 @@ class TrainingData:
     """What layers like the model's cost on this pod, for texts of such lengths."""
     keep: Callable[[], str] | None = None
     """Stores the model as it is and returns its digest, for a step that must give up."""
+    device: torch.device = CPU
+    """Where the model is, and batches are made."""
     task: Task = "TextClassification"
     """What the model answers to a text."""
     details: dict[str, Any] = field(default_factory=dict)
@@ -128,7 +131,7 @@ class TrainingData:
         width: int = 0,
     ) -> Batch:
         arrays = pad(encodings, pad_id=pad_id, input_names=self.input_names, width=width)
-        inputs = {name: torch.from_numpy(array) for name, array in arrays.items()}
+        inputs = {name: torch.from_numpy(array).to(self.device) for name, array in arrays.items()}
         return Batch(indices=list(indices), inputs=inputs)
 
 

@@ -85,10 +85,12 @@ class EncoderConfig:
 class Factored(nn.Module):
     """A matrix as the product of two thin ones; the second has the bias."""
 
-    def __init__(self, inputs: int, rank: int, outputs: int) -> None:
+    def __init__(
+        self, inputs: int, rank: int, outputs: int, *, device: torch.device | None = None
+    ) -> None:
         super().__init__()
-        self.first = nn.Linear(inputs, rank, bias=False)
-        self.second = nn.Linear(rank, outputs)
+        self.first = nn.Linear(inputs, rank, bias=False, device=device)
+        self.second = nn.Linear(rank, outputs, device=device)
 
     @override
     def forward(self, x: torch.Tensor) -> torch.Tensor:
@@ -211,13 +213,14 @@ class Layer(nn.Module):
     def factor(self, name: str, rank: int) -> Factored:
         """Puts two factors, to be filled, in place of one of `MATRICES`."""
         whole = self.matrix(name)
-        factored = Factored(whole.in_features, rank, whole.out_features)
+        device = self.norm.weight.device
+        factored = Factored(whole.in_features, rank, whole.out_features, device=device)
         setattr(self, name, factored)
         return factored
 
     def keep_heads(self, keep: torch.Tensor) -> None:
         """Takes all heads but these out of the matrices."""
-        rows = (keep[:, None] * self.width + torch.arange(self.width)).flatten()
+        rows = (keep[:, None] * self.width + torch.arange(self.width, device=keep.device)).flatten()
         for linear in (self.query, self.key, self.value):
             _keep_outputs(linear, rows)
         _keep_inputs(self.attended, rows)
@@ -337,6 +340,11 @@ class Encoder(nn.Module):
     def tables(self) -> list[nn.Embedding]:
         """Embedding tables: half of a small model's numbers, of which a text touches few."""
         return [self.word] if self.position is None else [self.word, self.position]
+
+    @property
+    def device(self) -> torch.device:
+        """Where it computes."""
+        return self.word.weight.device
 
     @property
     def parameter_count(self) -> int:

@@ -91,7 +91,7 @@ def save(
         config |= {"vocab_size": encoder.config.vocabulary} | _renumbered(config, trimmed[1])
     (folder / CONFIG_NAME).write_text(json.dumps(config, indent=2, sort_keys=True) + "\n")
     state = {
-        like.architecture.theirs(name): tensor.detach().contiguous()
+        like.architecture.theirs(name): tensor.detach().cpu().contiguous()
         for name, tensor in encoder.state_dict().items()
     }
     save_file(state, folder / WEIGHTS_NAME, metadata={"format": "pt"})

@@ -33,6 +33,9 @@ class RelativePositions:
 
     def index(self, tokens: int) -> torch.Tensor:
         """The row for each pair, [tokens that ask, tokens that are asked]."""
+        device = self.table.weight.device
+        if self.rows.device != device:  # the encoder was moved, and took no notice of this
+            self.rows, self.places = self.rows.to(device), self.places.to(device)
         places = self.places[:tokens]
         return self.rows[places[:, None] - places[None, :] + (len(self.places) - 1)]
 
