@@ -64,10 +64,10 @@ def kube(cluster: Cluster) -> Iterator[Kube]:
     yield kube
     for profile in profiles(name):
         cluster.run("delete", "hardwareprofile", profile["metadata"]["name"], "--wait=false")
-    # Finalizers are the operator's, which is gone by now.
+    # Finalizers are the operator's, which is gone by now. What is being collected may go first.
     for rollout in kube.items("variantrollouts"):
-        patch = '{"metadata": {"finalizers": null}}'
-        kube("patch", "variantrollout", rollout["metadata"]["name"], "--type=merge", "-p", patch)
+        patch = ["--type=merge", "-p", '{"metadata": {"finalizers": null}}']
+        cluster.run(f"--namespace={name}", "patch", "vro", rollout["metadata"]["name"], *patch)
     cluster.run("delete", "namespace", name, "--wait=false")
 
 
