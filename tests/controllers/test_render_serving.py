@@ -117,7 +117,9 @@ def test_a_device_is_the_servers() -> None:
 
     assert server["resources"]["limits"]["nvidia.com/gpu"] == "1"
     assert server["resources"]["requests"] == server["resources"]["limits"]
+    assert {"name": names.DEVICE_VARIABLE, "value": "cuda"} in server["env"]
     assert "nvidia.com/gpu" not in fetch["resources"]["limits"]
+    assert names.DEVICE_VARIABLE not in {entry["name"] for entry in fetch["env"]}
     assert violations(made) == []
 
 

@@ -13,6 +13,8 @@ import openvino
 import pytest
 
 from kompakt.api.artifact import ArtifactFile, ArtifactManifest, sha256_digest
+from kompakt.api.device import PROVIDERS
+from kompakt.api.names import CUDA, DEVICE_VARIABLE
 from kompakt.serving.artifact import ArtifactError, load_artifact
 from kompakt.serving.classifier import Classifier
 
@@ -99,6 +101,24 @@ def test_a_server_without_openvino_says_so(
     Classifier(load_artifact(folders[0]))
     with pytest.raises(ArtifactError, match=r"runs in OpenVINO, .* install kompakt\[openvino\]"):
         Classifier(load_artifact(folders[1]))
+
+
+def test_a_server_that_was_given_a_gpu_uses_it_or_says_so(
+    folders: tuple[Path, Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It never answers on two cores as if nothing were amiss; OpenVINO's artifacts need none."""
+    expected = Classifier(load_artifact(folders[0])).answer(TEXTS)
+    monkeypatch.setenv(DEVICE_VARIABLE, CUDA)
+    with pytest.raises(ArtifactError, match="cannot use its CUDAExecutionProvider here"):
+        Classifier(load_artifact(folders[0]))
+    Classifier(load_artifact(folders[1]))
+    # Another provider that this build has stands in for CUDA's.
+    monkeypatch.setitem(PROVIDERS, "Cuda", ("AzureExecutionProvider", "CPUExecutionProvider"))
+    classifier = Classifier(load_artifact(folders[0]))
+    assert classifier.facts.parameters["execution_provider"] == "AzureExecutionProvider"
+    np.testing.assert_allclose(classifier.answer(TEXTS).scores, expected.scores, atol=1e-6)
+    monkeypatch.delenv(DEVICE_VARIABLE)
+    assert "execution_provider" not in Classifier(load_artifact(folders[0])).facts.parameters
 
 
 def test_a_model_that_is_none_is_refused(folders: tuple[Path, Path]) -> None:

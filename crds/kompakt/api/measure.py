@@ -187,6 +187,8 @@ class Hardware(Model):
     """Threads of the inference runtime."""
     node: ShortText = ""
     """Name of the node."""
+    accelerator: ShortText | None = None
+    """The GPU that the pod was given, as its driver names it; absent where it was given none."""
 
 
 class LatencyFigures(Model):
@@ -206,7 +208,10 @@ class LatencyFigures(Model):
     mean_microseconds: Microseconds = 0
     """Mean."""
     peak_memory_mebibytes: Mebibytes = 0
-    """Resident memory of a process that runs this variant alone."""
+    """Resident memory of a process that runs this variant alone; not that of a GPU."""
+    execution_provider: ShortText | None = None
+    """What of ONNX Runtime the variant ran on, for example CUDAExecutionProvider; absent where it
+    was the CPU."""
 
 
 class Benchmark(Model):

@@ -87,7 +87,8 @@ class HardwareProfileSpec(Model):
         list[ExtendedResource], Field(max_length=8), ListType("map", ("name",))
     ] = []
     """Devices that a pod gets beside CPU and memory: each Job, and each server. With one of
-    nvidia.com, such as nvidia.com/gpu, Jobs train on it."""
+    nvidia.com, such as nvidia.com/gpu, Jobs train on it, and ONNX Runtime answers on it, in Jobs
+    that measure and in servers; their images must have what CUDA needs."""
     runtime_class_name: Annotated[str, Field(max_length=63)] | None = None
     """RuntimeClass of pods on this pool; the installation's when absent."""
     price: Price | None = None

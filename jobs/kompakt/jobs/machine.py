@@ -14,6 +14,7 @@ import platform
 from collections.abc import Iterable
 from pathlib import Path
 
+from kompakt.api.device import given
 from kompakt.api.measure import Hardware
 from kompakt.api.names import NODE_NAME_VARIABLE
 
@@ -90,8 +91,19 @@ def hardware(*, threads_used: int, root: Path = Path("/")) -> Hardware:
         cpu_millis=cpu_millis(root),
         memory_mebibytes=memory_mebibytes(root),
         threads=threads_used,
+        accelerator=gpu_model(root)[:256] if given() == "Cuda" else None,
         node=os.environ.get(NODE_NAME_VARIABLE, platform.node())[:256],
     )
+
+
+def gpu_model(root: Path = Path("/")) -> str:
+    """The first GPU that the driver shows to this container; `unknown` where it shows none."""
+    for path in sorted((root / "proc/driver/nvidia/gpus").glob("*/information")):
+        for line in _read(path).splitlines():
+            key, _, value = line.partition(":")
+            if key.strip() == "Model":
+                return value.strip()
+    return "unknown"
 
 
 def peak_memory_mebibytes(root: Path = Path("/")) -> int:

@@ -14,6 +14,7 @@ from pathlib import Path
 
 from kompakt.api.artifact import ArtifactManifest
 from kompakt.api.base import Digest
+from kompakt.api.device import Device, given
 from kompakt.api.job import MeasureResult, MeasureTask
 from kompakt.api.measure import ANSWER_THREADS, Benchmark, Measurement
 from kompakt.jobs import machine
@@ -26,6 +27,7 @@ from kompakt.jobs.errors import DataInvalid, Failed
 from kompakt.jobs.evaluate.classifier import Classifier, Logits
 from kompakt.jobs.evaluate.paired import evaluate
 from kompakt.jobs.evaluate.predictions import logits_of
+from kompakt.jobs.models.session import require
 from kompakt.jobs.task import Workplace
 
 
@@ -55,19 +57,23 @@ def answer(task: MeasureTask, place: Workplace) -> None:
     Answers depend on the CPU's features, not on the share of it that a pod may use, so they are
     made with more of it than a benchmark may have.
     """
-    _answers(place, _fetch(task, place))
+    device = given()
+    require(device)
+    _answers(place, _fetch(task, place), device)
 
 
 def measure(task: MeasureTask, place: Workplace) -> MeasureResult:
     """Evaluates, then benchmarks."""
+    device = given()
+    require(device)
     pair = _fetch(task, place)
     # First, while this process is small: both must fit into the pod's memory together.
     with place.stage("memory"):
         peaks = [
-            peak_memory(one.folder, pair.dataset.texts, threads=ANSWER_THREADS)
+            peak_memory(one.folder, pair.dataset.texts, threads=ANSWER_THREADS, device=device)
             for one in (pair.baseline, pair.candidate)
         ]
-    baseline, candidate = _answers(place, pair)
+    baseline, candidate = _answers(place, pair, device)
     evaluation = evaluate(
         pair.dataset,
         pair.targets,
@@ -79,7 +85,7 @@ def measure(task: MeasureTask, place: Workplace) -> MeasureResult:
         selection_permille=task.selection_permille,
     )
     with place.stage("benchmark"):
-        benchmark = _benchmark(task, pair, peaks)
+        benchmark = _benchmark(task, pair, peaks, device)
     usage = resource.getrusage(resource.RUSAGE_SELF)
     place.details["involuntaryContextSwitches"] = usage.ru_nivcsw
     place.details["peakMemoryMebibytes"] = machine.peak_memory_mebibytes()
@@ -130,7 +136,7 @@ def _first_look(task: MeasureTask, dataset: Dataset, *, by_label: bool) -> Datas
     return replace(dataset, examples=tuple(dataset.examples[index] for index in indices))
 
 
-def _answers(place: Workplace, pair: _Pair) -> tuple[Logits, Logits]:
+def _answers(place: Workplace, pair: _Pair, device: Device) -> tuple[Logits, Logits]:
     """The logits of both, from the store where they are there already; those of second texts
     follow on those of all first.
     """
@@ -143,15 +149,17 @@ def _answers(place: Workplace, pair: _Pair) -> tuple[Logits, Logits]:
                 store=place.store,
                 threads=place.threads,
                 name=f"evaluate {one.folder.name}",
+                device=device,
             )
             for one in (pair.baseline, pair.candidate)
         )
     return baseline, candidate
 
 
-def _benchmark(task: MeasureTask, pair: _Pair, peaks: Sequence[int]) -> Benchmark:
+def _benchmark(task: MeasureTask, pair: _Pair, peaks: Sequence[int], device: Device) -> Benchmark:
     theirs, ours = (
-        Classifier(one.folder, threads=ANSWER_THREADS) for one in (pair.baseline, pair.candidate)
+        Classifier(one.folder, threads=ANSWER_THREADS, device=device)
+        for one in (pair.baseline, pair.candidate)
     )
     for one in (theirs, ours):
         one.warm_up()
@@ -168,8 +176,12 @@ def _benchmark(task: MeasureTask, pair: _Pair, peaks: Sequence[int]) -> Benchmar
     return Benchmark(
         rounds=task.benchmark_rounds,
         requests=len(timings.baseline),
-        baseline=figures(timings.baseline, peak_memory_mebibytes=peaks[0]),
-        candidate=figures(timings.candidate, peak_memory_mebibytes=peaks[1]),
+        baseline=figures(timings.baseline, peak_memory_mebibytes=peaks[0]).evolve(
+            execution_provider=theirs.accelerator
+        ),
+        candidate=figures(timings.candidate, peak_memory_mebibytes=peaks[1]).evolve(
+            execution_provider=ours.accelerator
+        ),
         speedup_permille=round(speedup.median * 1000),
         speedup_low_permille=round(speedup.low * 1000),
         speedup_high_permille=round(speedup.high * 1000),

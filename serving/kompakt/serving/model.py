@@ -89,6 +89,8 @@ class TextModel(ABC):
             parameters["tolerance_micros"] = manifest.tolerance_micros
         if manifest.min_cosine_basis_points is not None:
             parameters["min_cosine_basis_points"] = manifest.min_cosine_basis_points
+        if self._session.accelerator is not None:
+            parameters["execution_provider"] = self._session.accelerator
         return ModelFacts(self.outputs, self.labels, parameters)
 
     def read(self, text: str, index: int) -> tuple[Encoding, Logits]:

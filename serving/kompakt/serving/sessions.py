@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import sys
 import threading
+from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any, Final, Protocol
 
@@ -16,6 +17,7 @@ from numpy.typing import NDArray
 from typing_extensions import override
 
 from kompakt.api.artifact import Precision, padded_length, padded_lengths
+from kompakt.api.device import Device, accelerator, given, providers
 from kompakt.api.measure import ANSWER_THREADS
 from kompakt.serving.artifact import Artifact, ArtifactError
 
@@ -31,6 +33,9 @@ _OPENVINO_TYPES: Final[dict[Precision, str]] = {"Float32": "f32", "BFloat16": "b
 class Session(Protocol):
     """An opened model. Safe to call from several threads: each call runs one text."""
 
+    accelerator: str | None
+    """The execution provider that it runs on, where that is not the CPU's."""
+
     def run(self, ids: list[int], type_ids: list[int]) -> Logits:
         """The logits of one text, [labels], or [tokens, labels]."""
 
@@ -42,19 +47,20 @@ class Session(Protocol):
 
 
 def open_session(artifact: Artifact, *, threads: int) -> Session:
-    """The session of an artifact, for so many calls at a time.
+    """The session of an artifact, for so many calls at a time, on the device that the pod was
+    given; OpenVINO's stay on the CPU.
 
     Raises ArtifactError.
     """
     if artifact.manifest.runtime == "OpenVino":
         return OpenVinoSession(artifact, threads=threads)
-    return OnnxSession(artifact)
+    return OnnxSession(artifact, given())
 
 
 class OnnxSession(Session):
     """ONNX Runtime: each call runs on its caller's thread."""
 
-    def __init__(self, artifact: Artifact) -> None:
+    def __init__(self, artifact: Artifact, device: Device = "Cpu") -> None:
         import onnxruntime as ort
 
         self._name = artifact.model_path.name
@@ -68,14 +74,19 @@ class OnnxSession(Session):
         # Plans are kept per input shape: with free sequence lengths that is memory for nothing.
         options.enable_mem_pattern = False
         options.log_severity_level = 3
+        _used(device, ort.get_available_providers())
+        if device != "Cpu":
+            ort.preload_dlls()  # those that came as packages of Python
         try:
             self._session = ort.InferenceSession(
-                str(artifact.model_path), options, providers=["CPUExecutionProvider"]
+                str(artifact.model_path), options, providers=providers(device)
             )
         except Exception as error:  # the runtime's exceptions have no common base
             raise ArtifactError(
                 f"{self._name} cannot be run by ONNX Runtime {ort.__version__}: {error}"
             ) from error
+        # What could not be started is left out without an error.
+        self.accelerator = _used(device, self._session.get_providers())
         self._inputs = _known(self._name, [node.name for node in self._session.get_inputs()])
         _require_output(self._name, [node.name for node in self._session.get_outputs()])
 
@@ -98,6 +109,7 @@ class OpenVinoSession(Session):
         self._name = artifact.model_path.name
         self._longest = artifact.manifest.max_sequence_length
         self._threads = threads
+        self.accelerator = None
         settings = {
             "NUM_STREAMS": threads,
             "INFERENCE_NUM_THREADS": threads,
@@ -144,6 +156,13 @@ class OpenVinoSession(Session):
         if not hasattr(self._local, "request"):
             self._local.request = self._model.create_infer_request()
         return self._local.request
+
+
+def _used(device: Device, names: Sequence[str]) -> str | None:
+    try:
+        return accelerator(device, names)
+    except LookupError as error:
+        raise ArtifactError(str(error)) from None
 
 
 def _filled(ids: Ids, width: int) -> Ids:

@@ -192,7 +192,7 @@ def _server(
         ),
         settings=settings,
     )
-    container["env"] = environment(thread_count=threads(profile.cpu_millis))
+    container["env"] = environment(thread_count=threads(profile.cpu_millis), cuda=profile.has_cuda)
     return _deployment_and_service(
         name=name,
         namespace=policy.meta.namespace,

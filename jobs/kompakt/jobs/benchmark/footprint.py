@@ -14,6 +14,7 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
+from kompakt.api.device import Device
 from kompakt.jobs import machine
 from kompakt.jobs.errors import Failed
 
@@ -22,13 +23,14 @@ TEXTS = 32
 TIMEOUT_SECONDS = 300
 
 
-def peak_memory(folder: Path, texts: Sequence[str], *, threads: int) -> int:
+def peak_memory(folder: Path, texts: Sequence[str], *, threads: int, device: Device = "Cpu") -> int:
     """Mebibytes."""
     longest = sorted(texts, key=len)[-TEXTS:]
     request = {
         "folder": str(folder),
         "texts": longest,
         "threads": threads,
+        "device": device,
     }
     done = subprocess.run(
         [sys.executable, "-m", "kompakt.jobs.benchmark.footprint"],
@@ -48,7 +50,9 @@ def _main() -> None:
     from kompakt.jobs.evaluate.classifier import Classifier
 
     request = json.load(sys.stdin)
-    classifier = Classifier(Path(request["folder"]), threads=request["threads"])
+    classifier = Classifier(
+        Path(request["folder"]), threads=request["threads"], device=request["device"]
+    )
     classifier.warm_up()
     for text in request["texts"]:
         classifier.answer(text)

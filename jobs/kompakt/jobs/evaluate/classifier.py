@@ -22,6 +22,7 @@ from kompakt.api.artifact import (
     ArtifactManifest,
     padded_lengths,
 )
+from kompakt.api.device import Device
 from kompakt.jobs.data.words import first_tokens
 from kompakt.jobs.models.session import Logits, open_model
 from kompakt.jobs.models.text import length_batches, open_tokenizer, pad
@@ -42,17 +43,22 @@ QUANTIZES_AT_RUN_TIME = b"DynamicQuantizeLinear"
 class Classifier:
     """A fetched artifact, opened."""
 
-    def __init__(self, folder: Path, *, threads: int) -> None:
+    def __init__(self, folder: Path, *, threads: int, device: Device = "Cpu") -> None:
         manifest = ArtifactManifest.model_validate_json((folder / MANIFEST_NAME).read_bytes())
         self._longest = manifest.max_sequence_length
         self._tokenizer = open_tokenizer(folder / TOKENIZER_NAME, max_sequence_length=self._longest)
-        self._session = open_model(folder, manifest, threads=threads)
+        self._session = open_model(folder, manifest, threads=threads, device=device)
         one_by_one = manifest.runtime == "OnnxRuntime" and _mentions(
             folder / MODEL_NAME, QUANTIZES_AT_RUN_TIME
         )
         self._batch = 1 if one_by_one else BATCH
         self._each_token = manifest.task == "TokenClassification"
         self._temperature = np.float32((manifest.temperature_micros or 1_000_000) / 1e6)
+
+    @property
+    def accelerator(self) -> str | None:
+        """The execution provider that it runs on, where that is not the CPU's."""
+        return self._session.accelerator
 
     def warm_up(self) -> None:
         """Runs every length that a runtime prepares for, as a server does before it is ready."""

@@ -15,6 +15,7 @@ from pathlib import Path
 import numpy as np
 
 from kompakt.api.base import Digest, Runtime
+from kompakt.api.device import Device
 from kompakt.jobs import machine
 from kompakt.jobs.data.examples import texts_digest
 from kompakt.jobs.data.words import count_words
@@ -26,20 +27,27 @@ from kompakt.jobs.store import Store
 
 
 def logits_of(
-    artifact: Digest, texts: Sequence[str], *, folder: Path, store: Store, threads: int, name: str
+    artifact: Digest,
+    texts: Sequence[str],
+    *,
+    folder: Path,
+    store: Store,
+    threads: int,
+    name: str,
+    device: Device = "Cpu",
 ) -> Logits:
     """The logits of each text, or of each word, as `Classifier.answer_all` gives them; `folder` is
     where the artifact is or will be.
     """
     manifest = store.manifest(artifact)
-    key = prediction_key(artifact, texts, manifest.runtime)
+    key = prediction_key(artifact, texts, manifest.runtime, device)
     by_word = manifest.task == "TokenClassification"
     cached = _cached(store, key, count=sum(map(count_words, texts)) if by_word else len(texts))
     if cached is not None:
         say(f"{name}: {len(texts):,} answers were in the store")
         return cached
     store.get_artifact(artifact, folder)
-    classifier = Classifier(folder, threads=threads)
+    classifier = Classifier(folder, threads=threads, device=device)
     logits = classifier.answer_all(texts, progress=Progress(name, len(texts)))
     buffer = io.BytesIO()
     np.save(buffer, logits, allow_pickle=False)
@@ -47,11 +55,16 @@ def logits_of(
     return logits
 
 
-def prediction_key(artifact: Digest, texts: Sequence[str], runtime: Runtime) -> str:
+def prediction_key(
+    artifact: Digest, texts: Sequence[str], runtime: Runtime, device: Device = "Cpu"
+) -> str:
     """Where the store keeps an artifact's answers to these texts on hardware like this."""
     import tokenizers
 
-    features = machine.feature_key((runtime_version(runtime), tokenizers.__version__))
+    versions = [runtime_version(runtime), tokenizers.__version__]
+    if device != "Cpu" and runtime == "OnnxRuntime":
+        versions += [device, machine.gpu_model()]
+    features = machine.feature_key(versions)
     parts = (artifact.split(":")[1], texts_digest(texts).split(":")[1], features)
     return f"predictions/{'-'.join(parts)}.npy"
 

@@ -12,7 +12,8 @@ from collections.abc import Mapping
 
 import torch
 
-from kompakt.api.names import CUDA, DEVICE_VARIABLE
+from kompakt.api.device import given
+from kompakt.api.names import CUDA
 from kompakt.jobs.errors import DeviceMissing
 
 CPU = torch.device("cpu")
@@ -24,7 +25,7 @@ def chosen(environ: Mapping[str, str] = os.environ) -> torch.device:
     Raises:
         DeviceMissing: The profile asks for a GPU, and torch sees none.
     """
-    if environ.get(DEVICE_VARIABLE) != CUDA:
+    if given(environ) == "Cpu":
         return CPU
     if not torch.cuda.is_available():
         build = "a build for CPUs alone" if torch.version.cuda is None else "its driver is missing"

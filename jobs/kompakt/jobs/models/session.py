@@ -8,7 +8,7 @@ artifacts that ask for it, and for no others.
 from __future__ import annotations
 
 import sys
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -18,7 +18,8 @@ from typing_extensions import override
 
 from kompakt.api.artifact import MODEL_FILES, ArtifactManifest, Precision, padded_length
 from kompakt.api.base import Runtime
-from kompakt.jobs.errors import PackageMissing
+from kompakt.api.device import Device, accelerator, providers
+from kompakt.jobs.errors import DeviceMissing, PackageMissing
 
 Ids = NDArray[np.int64]
 Logits = NDArray[np.float32]
@@ -30,6 +31,8 @@ class Session(Protocol):
 
     input_names: tuple[str, ...]
     """What a batch must have, in the graph's order."""
+    accelerator: str | None
+    """The execution provider that it runs on, where that is not the CPU's."""
 
     def run(self, batch: Mapping[str, Ids]) -> Logits:
         """The logits, [batch, labels] or [batch, tokens, labels], of inputs [batch, tokens]."""
@@ -38,8 +41,9 @@ class Session(Protocol):
 class OnnxSession(Session):
     """ONNX Runtime."""
 
-    def __init__(self, model: Path | bytes, *, threads: int) -> None:
-        self._session = open_session(model, threads=threads)
+    def __init__(self, model: Path | bytes, *, threads: int, device: Device = "Cpu") -> None:
+        self._session = open_session(model, threads=threads, device=device)
+        self.accelerator = _used(device, self._session.get_providers())
         self.input_names = tuple(entry.name for entry in self._session.get_inputs())
 
     @override
@@ -55,6 +59,7 @@ class OpenVinoSession(Session):
         """`model` is the path of a file, or OpenVINO's own object."""
         settings = openvino_settings(precision, threads=threads)
         compiled = import_openvino().Core().compile_model(model, "CPU", settings)
+        self.accelerator = None
         self.input_names = tuple(entry.get_any_name() for entry in compiled.inputs)
         self._longest = longest
         self._request = compiled.create_infer_request()
@@ -80,23 +85,32 @@ def _filled(ids: Ids, width: int) -> Ids:
     return filled
 
 
-def open_model(folder: Path, manifest: ArtifactManifest, *, threads: int) -> Session:
-    """The model of an artifact in a folder."""
+def open_model(
+    folder: Path, manifest: ArtifactManifest, *, threads: int, device: Device = "Cpu"
+) -> Session:
+    """The model of an artifact in a folder; OpenVINO's stay on the CPU."""
     return open_files(
         folder / MODEL_FILES[manifest.runtime][0],
         manifest.runtime,
         manifest.precision,
         longest=manifest.max_sequence_length,
         threads=threads,
+        device=device,
     )
 
 
 def open_files(
-    path: Path, runtime: Runtime, precision: Precision, *, longest: int, threads: int
+    path: Path,
+    runtime: Runtime,
+    precision: Precision,
+    *,
+    longest: int,
+    threads: int,
+    device: Device = "Cpu",
 ) -> Session:
     """A model by its first file, for texts of up to `longest` tokens."""
     if runtime == "OnnxRuntime":
-        return OnnxSession(path, threads=threads)
+        return OnnxSession(path, threads=threads, device=device)
     return OpenVinoSession(path, precision=precision, longest=longest, threads=threads)
 
 
@@ -104,15 +118,17 @@ def open_session(
     model: Path | bytes,
     *,
     threads: int,
+    device: Device = "Cpu",
     optimized: Path | None = None,
     profile: Path | None = None,
 ) -> Any:
-    """ONNX Runtime's own session for a CPU; threads that wait do not spin, because spinning eats
+    """ONNX Runtime's own session; threads that wait do not spin, because spinning eats
     the quota that the others need.
 
     Args:
         model: A file, or what would be in it.
         threads: That one call may use.
+        device: Where it runs.
         optimized: Where to write the graph that it really runs.
         profile: How the file begins that the operators' times are written to; `end_profiling` of
             the session gives its name.
@@ -129,11 +145,33 @@ def open_session(
     options.inter_op_num_threads = 1
     options.add_session_config_entry("session.intra_op.allow_spinning", "0")
     options.log_severity_level = 3  # errors; warnings are about fusions that a graph does not offer
+    if device != "Cpu":
+        require(device)
+        onnxruntime.preload_dlls()  # those that came as packages of Python
     return onnxruntime.InferenceSession(
         model if isinstance(model, bytes) else str(model),
         sess_options=options,
-        providers=["CPUExecutionProvider"],
+        providers=providers(device),
     )
+
+
+def require(device: Device) -> None:
+    """Refuses a device for which ONNX Runtime was not built. Whether its libraries and the driver
+    are there, only a session shows.
+
+    Raises:
+        DeviceMissing: One sentence with the mend.
+    """
+    import onnxruntime
+
+    _used(device, onnxruntime.get_available_providers())
+
+
+def _used(device: Device, names: Sequence[str]) -> str | None:
+    try:
+        return accelerator(device, names)
+    except LookupError as error:
+        raise DeviceMissing(str(error)) from None
 
 
 def openvino_settings(precision: Precision, *, threads: int) -> dict[str, Any]:
