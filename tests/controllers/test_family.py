@@ -43,11 +43,12 @@ def test_each_member_goes_on_from_the_one_before() -> None:
         assert next_one[-1] == one[-1]
 
 
-def test_matrices_are_factored_once() -> None:
-    """Nothing can be pruned after lowRank, so it and what follows ends each chain."""
-    found = chains(recipe(700, 500, steps=[*STEPS[:3], {"lowRank": {}}, *STEPS[2:]]))
+@pytest.mark.parametrize("name", ["lowRank", "attentionScope"])
+def test_what_ends_pruning_comes_once(name: str) -> None:
+    """Nothing can be pruned after these, so they and what follows end each chain."""
+    found = chains(recipe(700, 500, steps=[*STEPS[:3], {name: {}}, *STEPS[2:]]))
 
-    assert [names(steps) for steps in found] == ["tpdldq", "tpdpdldq"]
+    assert [names(steps) for steps in found] == [f"tpd{name[0]}dq", f"tpdpd{name[0]}dq"]
 
 
 @given(st.lists(st.integers(20, 999), min_size=1, max_size=6, unique=True))

@@ -228,12 +228,17 @@ BAD_OTHERS = [
     (
         "CompressionRecipe",
         {"steps": [{"quantize": {}}, {"quantize": {}}]},
-        "each of trimVocabulary, lowRank, quantize and calibrate may appear once",
+        "each of trimVocabulary, lowRank, attentionScope, quantize and calibrate may appear once",
     ),
     (
         "CompressionRecipe",
         {"steps": [{"lowRank": {}}, PRUNE]},
         "prune takes whole matrices apart, so lowRank must come after it",
+    ),
+    (
+        "CompressionRecipe",
+        {"steps": [{"attentionScope": {}}, PRUNE]},
+        "attentionScope chooses among the layers that prune leaves, so it must come after it",
     ),
     ("CompressionRecipe", {"steps": [{"prune": {}}]}, "prune removes nothing: set ffnKeepPerm"),
     (

@@ -36,7 +36,7 @@ def chains(recipe: CompressionRecipeSpec) -> list[list[Step]]:
         )
     start = places[0]
     # After these nothing can be pruned: they come once, at the end of each chain.
-    last = [n for n, step in enumerate(recipe.steps) if step.works_on_graph or step.low_rank]
+    last = [n for n, step in enumerate(recipe.steps) if step.works_on_graph or step.ends_pruning]
     end = last[0] if last else len(recipe.steps)
     longest = start + len(shares) * (end - start) + len(recipe.steps) - end
     if longest > MOST_STEPS:

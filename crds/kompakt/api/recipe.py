@@ -19,12 +19,28 @@ from kompakt.api.base import (
     PrinterColumn,
     ShortText,
 )
-from kompakt.api.steps import Calibrate, Distill, LowRank, Prune, Quantize, TrimVocabulary
+from kompakt.api.steps import (
+    AttentionScope,
+    Calibrate,
+    Distill,
+    LowRank,
+    Prune,
+    Quantize,
+    TrimVocabulary,
+)
 
-STEP_NAMES = ("trimVocabulary", "prune", "lowRank", "distill", "quantize", "calibrate")
+STEP_NAMES = (
+    "trimVocabulary",
+    "prune",
+    "lowRank",
+    "attentionScope",
+    "distill",
+    "quantize",
+    "calibrate",
+)
 """What a recipe calls the members of a step."""
 _ALL_STEPS = f"{', '.join(STEP_NAMES[:-1])} and {STEP_NAMES[-1]}"
-_ONCE = ("trimVocabulary", "lowRank", "quantize", "calibrate")
+_ONCE = ("trimVocabulary", "lowRank", "attentionScope", "quantize", "calibrate")
 """The others may be repeated: prune a little, distill, prune on."""
 
 
@@ -44,6 +60,8 @@ class Step(Model):
     """Remove heads, neurons and layers."""
     low_rank: LowRank | None = None
     """Split matrices into thinner ones."""
+    attention_scope: AttentionScope | None = None
+    """Let tokens look at those around them."""
     distill: Distill | None = None
     """Train the smaller model towards the original."""
     quantize: Quantize | None = None
@@ -56,11 +74,24 @@ class Step(Model):
         """Whether it works on the exported graph, and so comes after all that change weights."""
         return self.quantize is not None or self.calibrate is not None
 
+    @property
+    def ends_pruning(self) -> bool:
+        """Whether prune must come before it."""
+        return self.low_rank is not None or self.attention_scope is not None
+
 
 class SearchRange(Model):
     """Values of one parameter that a search may try instead of the one in the step."""
 
-    step: Literal["trimVocabulary", "prune", "lowRank", "distill", "quantize", "calibrate"]
+    step: Literal[
+        "trimVocabulary",
+        "prune",
+        "lowRank",
+        "attentionScope",
+        "distill",
+        "quantize",
+        "calibrate",
+    ]
     """Step of the recipe that the parameter belongs to. Where the recipe has several of that name,
     all of them get the same value."""
     parameter: FieldName
@@ -132,6 +163,12 @@ class CompressionRecipeSpec(Model):
             "self.steps.filter(s, has(s.prune) || has(s.lowRank))"
             ".map(s, has(s.lowRank) ? 1 : 0).isSorted()",
             "prune takes whole matrices apart, so lowRank must come after it",
+            ".steps",
+        ),
+        Cel(
+            "self.steps.filter(s, has(s.prune) || has(s.attentionScope))"
+            ".map(s, has(s.attentionScope) ? 1 : 0).isSorted()",
+            "attentionScope chooses among the layers that prune leaves, so it must come after it",
             ".steps",
         ),
         Cel(

@@ -69,7 +69,8 @@ class Prune(Model):
     """A gate behind this stage, which is the step and the distill steps that follow it: share of
     held-out texts that must get the original's answer, or near it. 100 to 512 training texts, at
     most a quarter, are held out, and no step sees them. A stage that breaks its gate is undone, and
-    no stage follows it; lowRank, and a distill step with quantizationAware, still do."""
+    no stage follows it; lowRank, attentionScope, and a distill step with quantizationAware, still
+    do."""
     max_drop_basis_points: Annotated[int, Field(ge=0, le=10_000)] | None = None
     """A gate of the same kind, of a TextClassification: by how much the accuracy on those held-out
     texts that have a label, of which there must be 50, may be below the original's."""
@@ -87,6 +88,26 @@ class LowRank(Model):
     """Share of the numbers in the layers' matrices that stays at most."""
     samples: Annotated[int, Field(ge=16, le=65_536)] = 256
     """Training texts that the matrices' inputs are seen on."""
+
+
+class AttentionScope(Model):
+    """Layers in which a token looks at those around it and at the first one, rather than at all;
+    the first still looks at all (Longformer, Beltagy et al. 2020, arXiv:2004.05150, section 3.1).
+
+    Texts that are no longer than the window are read as before, so it is for inputs of hundreds of
+    tokens. For models with absolute positions. Comes after prune.
+    """
+
+    window_tokens: Annotated[int, Field(ge=16, le=8192)] = 128
+    """How many tokens one looks at, at most: the first of the text, and those around the block that
+    it belongs to, which is half as long as the window."""
+    min_agreement_basis_points: Annotated[int, Field(ge=5000, le=10_000)] = 9900
+    """Share of training texts longer than the window that must get the same answer as with full
+    attention, or one near it (of a TokenClassification, share of their tokens). As many layers are
+    limited as it allows, those first whose limit moves answers least."""
+    samples: Annotated[int, Field(ge=128, le=65_536)] = 256
+    """Training texts longer than the window that it looks at, at most; a quarter of them for the
+    layers' order, the others for the agreement. It needs 128."""
 
 
 Weight = Annotated[int, Field(ge=0, le=100_000)]

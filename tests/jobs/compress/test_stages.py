@@ -14,6 +14,7 @@ G: dict[str, Any] = {"prune": {"ffnKeepPermille": 500, "minAgreementBasisPoints"
 D: dict[str, Any] = {"distill": {}}
 A: dict[str, Any] = {"distill": {"quantizationAware": "Enabled"}}
 L: dict[str, Any] = {"lowRank": {}}
+S: dict[str, Any] = {"attentionScope": {}}
 T: dict[str, Any] = {"trimVocabulary": {}}
 
 
@@ -25,9 +26,10 @@ T: dict[str, Any] = {"trimVocabulary": {}}
         ([T, P, D, G, D, D, P, D], (0, 1, 2), [(3, 4, 5), (6, 7)], ()),
         ([G, D, G, D, A], (), [(0, 1), (2, 3)], (4,)),
         ([G, G, L, D, A], (), [(0,), (1,)], (2, 3, 4)),
+        ([G, D, S, D], (), [(0, 1)], (2, 3)),
         ([], (), [], ()),
     ],
-    ids=["no gate", "two", "from the first gate on", "aware", "low rank", "nothing"],
+    ids=["no gate", "two", "from the first gate on", "aware", "low rank", "scope", "nothing"],
 )
 def test_a_stage_is_a_prune_step_and_what_follows(
     steps: list[dict[str, Any]],

@@ -2,8 +2,8 @@
 """Pruning in a closed loop: prune a little, distil, look, and go on while the gate holds.
 
 A recipe says so by several prune steps with a gate. A stage is such a step and what follows it, up
-to the next prune step. What can only come once, at the end, belongs to none: lowRank, and a distill
-step with quantizationAware. No torch here.
+to the next prune step. What can only come once, at the end, belongs to none: lowRank,
+attentionScope, and a distill step with quantizationAware. No torch here.
 """
 
 from __future__ import annotations
@@ -122,7 +122,7 @@ def _limits(prune: Prune | None) -> tuple[int | None, int | None]:
 
 def _comes_last(step: Step) -> bool:
     aware = step.distill is not None and step.distill.quantization_aware == "Enabled"
-    return step.low_rank is not None or aware
+    return step.ends_pruning or aware
 
 
 def _percent(part: int, whole: int) -> str:

@@ -78,6 +78,7 @@ STEPS = {
     "trimVocabulary": Entry("kompakt.jobs.compress.trim", "TrimTokens", needs_torch=True),
     "prune": Entry("kompakt.jobs.compress.prune", "PruneUnits", needs_torch=True),
     "lowRank": Entry("kompakt.jobs.compress.low_rank", "FactorMatrices", needs_torch=True),
+    "attentionScope": Entry("kompakt.jobs.compress.scope", "LimitAttention", needs_torch=True),
     "distill": Entry("kompakt.jobs.compress.distill", "Distillation", needs_torch=True),
     "quantize": METHODS["DynamicInt8"],
     "calibrate": Entry(
@@ -89,6 +90,8 @@ TASKS: dict[str, tuple[Task, ...]] = {
     "calibrate": ("TextClassification",),
 }
 """Models of which tasks a step can handle, where these are not all."""
+ABSOLUTE = ("lowRank", "attentionScope")
+"""Steps for models with absolute positions."""
 
 
 def name_of(step: Step) -> str:
@@ -112,9 +115,17 @@ def split(steps: list[Step]) -> tuple[list[Step], list[Step]]:
             "quantize works on the exported graph, so only calibrate may follow it; calibrate is"
             " about the finished model, so it must be the last step"
         )
-    factored = [place for place, step in enumerate(steps) if step.low_rank is not None]
-    if factored and any(step.prune is not None for step in steps[factored[0] :]):
-        raise StepInvalid("prune takes whole matrices apart, so lowRank must come after it")
+    last_prune = max(
+        (place for place, step in enumerate(steps) if step.prune is not None), default=-1
+    )
+    for step in steps[: last_prune + 1]:
+        if step.low_rank is not None:
+            raise StepInvalid("prune takes whole matrices apart, so lowRank must come after it")
+        if step.attention_scope is not None:
+            raise StepInvalid(
+                "attentionScope chooses among the layers that prune leaves, so it must come after"
+                " it"
+            )
     for former, step in pairwise(torch_steps):
         aware_now = step.distill is not None and step.distill.quantization_aware == "Enabled"
         if is_gated(former) and aware_now:
@@ -177,16 +188,18 @@ def _check_unlabelled(steps: list[Step]) -> None:
 
 def check_positions(steps: list[Step], *, relative: bool) -> None:
     """Refuses, before any work, what cannot handle relative positions: a table of them goes through
-    the matrices too, which neither a budget of latency nor lower ranks take into account.
+    the matrices too, which neither a budget of latency nor lower ranks take into account, and a
+    local window would look up distances block by block.
     """
     if not relative:
         return
-    if any(step.low_rank is not None for step in steps):
-        able = ", ".join(name for name in STEPS if name != "lowRank")
-        raise StepInvalid(
-            "the step lowRank is for models with absolute positions, and those of this one are"
-            f" relative; take it out of the recipe: {able} can"
-        )
+    for name in map(name_of, steps):
+        if name in ABSOLUTE:
+            able = ", ".join(other for other in STEPS if other not in ABSOLUTE)
+            raise StepInvalid(
+                f"the step {name} is for models with absolute positions, and those of this one are"
+                f" relative; take it out of the recipe: {able} can"
+            )
     if any(step.prune is not None and step.prune.latency_keep_permille for step in steps):
         raise StepInvalid(
             "prune.latencyKeepPermille is for models with absolute positions, and those of this one"

@@ -100,6 +100,7 @@ class TorchChain:
         self.data = training.TrainingData(
             dataset=dataset,
             task=manifest.task,
+            tolerance=manifest.tolerance,
             labels=Targets(manifest.task, manifest.labels).known(dataset),
             tokenizer=tokenizer,
             input_names=self._source.architecture.input_names,

@@ -59,6 +59,8 @@ class TrainingData:
     """Where the model is, and batches are made."""
     task: Task = "TextClassification"
     """What the model answers to a text."""
+    tolerance: float = 0.0
+    """Of answers that are numbers, as `agreement.Rule` has it."""
     details: dict[str, Any] = field(default_factory=dict)
     """Goes into the report."""
     new_ids: Mapping[int, int] | None = None

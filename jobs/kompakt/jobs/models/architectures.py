@@ -23,6 +23,9 @@ HEADS_KEY = "kompakt_heads"
 """Key in config.json with the attention heads of each layer, once some are gone. For people."""
 HEAD_WIDTH_KEY = "kompakt_head_width"
 """Key in config.json with the width of a head, once some are gone: the weights do not tell."""
+WINDOWS_KEY = "kompakt_attention_windows"
+"""Key in config.json with how many tokens one looks at in each layer, 0 for all; absent where all
+look at all."""
 
 MATRICES = ("query", "key", "value", "attended", "up", "down")
 """The matrices of a layer."""

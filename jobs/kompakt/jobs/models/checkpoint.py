@@ -20,6 +20,7 @@ from kompakt.jobs.models.architectures import (
     CLASSES,
     FACTORS,
     HEAD_WIDTH_KEY,
+    WINDOWS_KEY,
     Architecture,
 )
 from kompakt.jobs.models.checks import check_settings, check_weights
@@ -101,6 +102,11 @@ class Checkpoint:
     def ffn_sizes(self) -> tuple[int, ...]:
         """FFN neurons of each layer, as the weights have them."""
         return tuple(self.matrix_shape(n, "up")[0] for n in range(self.layer_count))
+
+    @property
+    def windows(self) -> tuple[int, ...]:
+        """Of each layer, how many tokens one looks at, 0 for all; empty where all look at all."""
+        return tuple(self.config.get(WINDOWS_KEY, ()))
 
     @property
     def ranks(self) -> dict[str, int]:

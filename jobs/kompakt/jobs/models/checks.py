@@ -14,11 +14,14 @@ from kompakt.jobs.models.architectures import (
     HEAD_MODULES,
     HEAD_WIDTH_KEY,
     UNUSED_WEIGHTS,
+    WINDOWS_KEY,
 )
 
 if TYPE_CHECKING:
     from kompakt.jobs.models.checkpoint import Checkpoint
 
+LEAST_WINDOW = 4
+"""Of attention: a block of queries, and one key before and behind it."""
 MAX_PARAMETERS = 500_000_000
 """An ONNX file holds 2 GiB; fp32 weights beyond that need external data, which no artifact has."""
 
@@ -117,6 +120,7 @@ def check_settings(checkpoint: Checkpoint, *, origin: str) -> None:
                 f"{origin} has {key} {config.get(key)!r} in config.json; of a"
                 f" {architecture.class_name} only {' or '.join(map(repr, known))} is supported"
             )
+    _check_windows(checkpoint, origin=origin)
     if architecture.relative:
         _check_relative(checkpoint, hidden=hidden, origin=origin)
     positions = config.get("position_embedding_type", "absolute")
@@ -124,6 +128,23 @@ def check_settings(checkpoint: Checkpoint, *, origin: str) -> None:
         raise ModelUnsupported(
             f"{origin} is no plain encoder with absolute positions (position_embedding_type"
             f" {positions}, is_decoder {bool(config.get('is_decoder'))})"
+        )
+
+
+def _check_windows(checkpoint: Checkpoint, *, origin: str) -> None:
+    found = checkpoint.config.get(WINDOWS_KEY, [])
+    sizes = isinstance(found, list) and all(
+        isinstance(size, int) and (size == 0 or size >= LEAST_WINDOW) for size in found
+    )
+    if not sizes or (found and len(found) != checkpoint.layer_count):
+        raise ModelUnsupported(
+            f"config.json of {origin} has {WINDOWS_KEY} {found!r}, which must be {LEAST_WINDOW} or"
+            f" more, or 0, for each of {checkpoint.layer_count} layers; correct it"
+        )
+    if any(found) and checkpoint.architecture.relative:
+        raise ModelUnsupported(
+            f"config.json of {origin} has {WINDOWS_KEY}, which is not for relative positions; take"
+            " it out"
         )
 
 

@@ -18,6 +18,7 @@ from torch import nn
 from typing_extensions import override
 
 from kompakt.api.base import Task
+from kompakt.jobs.models import local
 from kompakt.jobs.models.pooling import Pooling
 from kompakt.jobs.models.relative import RelativePositions, position_scores
 
@@ -63,6 +64,8 @@ class EncoderConfig:
     """Tokens that relative positions are told apart for."""
     pooling: Pooling | None = None
     """Of a SentenceEmbedding, what stands in place of a head."""
+    windows: tuple[int, ...] = ()
+    """Of each layer, how many tokens one looks at, 0 for all; empty where all look at all."""
 
     @property
     def each_token(self) -> bool:
@@ -126,9 +129,12 @@ class Layer(nn.Module):
         heads: int,
         ffn_size: int,
         relative: RelativePositions | None = None,
+        window: int = 0,
     ) -> None:
         super().__init__()
         self.relative = relative
+        self.window = window
+        """How many tokens one looks at; 0 for all."""
         self.known_distances: tuple[torch.Tensor, torch.Tensor] | None = None
         """What `distances` gives, while weights stay as they are."""
         hidden = config.hidden
@@ -158,6 +164,9 @@ class Layer(nn.Module):
         """What the heads read from all tokens, side by side: [batch, tokens, heads * width]."""
         if self.relative is not None:
             return self._mix_with_distances(x, mask, self.relative)
+        if self.window:
+            read = self.query(x), self.key(x), self.value(x), mask
+            return local.attend(*read, heads=self.heads, width=self.width, window=self.window)
         query = _split_heads(self.query(x), self.heads, self.width)
         key = _split_heads(self.key(x), self.heads, self.width)
         value = _split_heads(self.value(x), self.heads, self.width)
@@ -256,10 +265,11 @@ class Encoder(nn.Module):
             self.relative = nn.Embedding(config.distances, config.hidden)
             self.relative_norm = nn.LayerNorm(config.hidden, eps=config.norm_epsilon)
             relative = RelativePositions(self.relative, self.relative_norm, longest=config.longest)
-        sizes = zip(config.head_counts, config.ffn_sizes, strict=True)
+        windows = config.windows or (0,) * len(config.head_counts)
+        sizes = zip(config.head_counts, config.ffn_sizes, windows, strict=True)
         self.layers = nn.ModuleList(
-            Layer(config, heads=heads, ffn_size=ffn_size, relative=relative)
-            for heads, ffn_size in sizes
+            Layer(config, heads=heads, ffn_size=ffn_size, relative=relative, window=window)
+            for heads, ffn_size, window in sizes
         )
         headless = config.pooling is not None
         self.head: nn.Module = (

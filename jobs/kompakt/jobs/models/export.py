@@ -21,6 +21,7 @@ from torch.jit._trace import TracerWarning
 
 from kompakt.jobs.errors import ExportMismatch
 from kompakt.jobs.models.encoder import Encoder
+from kompakt.jobs.models.local_graph import write_out
 from kompakt.jobs.models.session import open_session
 from kompakt.jobs.models.text import pad
 
@@ -47,6 +48,7 @@ def export(encoder: Encoder, path: Path, *, input_names: Sequence[str]) -> None:
     }
     with _known_distances(encoder):
         trace(encoder, inputs, path, input_names=names, output_names=["logits"], dynamic_axes=axes)
+    write_out(path)
 
 
 @contextmanager

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from kompakt.jobs.models.architectures import FFN_SIZES_KEY, HEAD_WIDTH_KEY, HEADS_KEY
+from kompakt.jobs.models.architectures import FFN_SIZES_KEY, HEAD_WIDTH_KEY, HEADS_KEY, WINDOWS_KEY
 from kompakt.jobs.models.checkpoint import CONFIG_NAME, WEIGHTS_NAME, Checkpoint, file_names
 from kompakt.jobs.models.encoder import Encoder, EncoderConfig
 
@@ -43,6 +43,7 @@ def load(checkpoint: Checkpoint) -> Encoder:
             distances=shapes.get("relative.weight", (0,))[0],
             longest=checkpoint.positions if architecture.relative else 0,
             pooling=checkpoint.pooling,
+            windows=checkpoint.windows,
         )
     )
     for name, rank in checkpoint.ranks.items():
@@ -87,6 +88,9 @@ def save(
         config.pop(FFN_SIZES_KEY, None)
     else:
         config[FFN_SIZES_KEY] = sizes
+    config.pop(WINDOWS_KEY, None)
+    if any(layer.window for layer in layers):
+        config[WINDOWS_KEY] = [layer.window for layer in layers]
     if trimmed is not None:
         config |= {"vocab_size": encoder.config.vocabulary} | _renumbered(config, trimmed[1])
     (folder / CONFIG_NAME).write_text(json.dumps(config, indent=2, sort_keys=True) + "\n")
