@@ -68,12 +68,12 @@ def test_the_last_layer_of_a_classifier_needs_no_window(tmp_path: Path) -> None:
     """Its one row is the first token's, which looks at all; of two layers the first gets one, and
     the report says what was seen.
     """
-    made = bench(tmp_path, long_texts(140))
+    made = bench(tmp_path, [*long_texts(140), *["short"] * 20])
     said = step(min_agreement_basis_points=5000).apply(made.encoder, made.data)
     assert windows(made) == [WINDOW, 0]
-    assert said == "1 of 2 layers look at 16 tokens"
+    assert said == "1 of 2 layers look at 16 tokens, 88% of the texts have more"
     report = made.data.details["attentionScope"]
-    assert report["texts"] == {"ranked": 32, "checked": 96}
+    assert report["texts"] == {"all": 160, "longer": 140, "ranked": 32, "checked": 96}
     assert report["windows"] == [WINDOW, 0]
     assert list(report["divergence"]) == [0]
 

@@ -24,7 +24,7 @@ from kompakt.jobs.compress.steps import TorchStep
 from kompakt.jobs.compress.training import Batch, TrainingData
 from kompakt.jobs.errors import StepInvalid
 from kompakt.jobs.models.encoder import Encoder
-from kompakt.jobs.progress import Progress
+from kompakt.jobs.progress import Progress, say
 
 BATCH = 8
 FEWEST_TEXTS = 128
@@ -50,7 +50,8 @@ class LimitAttention(TorchStep):
                 "attentionScope finds no layer to limit: one that only the first token is read of"
                 " needs no window, and the others have one, or no heads; leave the step out"
             )
-        chosen = self._long_texts(data)
+        found = self._long_texts(data)
+        chosen = found[: self._parameters.samples]
         ranked = list(data.batches(chosen[::RANKING_PART], BATCH))
         rest = [index for place, index in enumerate(chosen) if place % RANKING_PART]
         checked = list(data.batches(rest, BATCH))
@@ -61,15 +62,23 @@ class LimitAttention(TorchStep):
         for number in limited:
             layers[number].window = window
         data.details["attentionScope"] = {
-            "texts": {"ranked": len(chosen) - len(rest), "checked": len(rest)},
+            "texts": {
+                "all": len(data),
+                "longer": len(found),
+                "ranked": len(chosen) - len(rest),
+                "checked": len(rest),
+            },
             "divergence": {number: float(f"{damage[number]:.4g}") for number in order},
             "agreement": round(agreement, 4),
             "windows": [layer.window for layer in layers],
         }
-        return f"{len(limited)} of {len(layers)} layers look at {window} tokens"
+        return (
+            f"{len(limited)} of {len(layers)} layers look at {window} tokens,"
+            f" {len(found) / len(data):.0%} of the texts have more"
+        )
 
     def _long_texts(self, data: TrainingData) -> list[int]:
-        """In the order in which they are drawn."""
+        """All that are longer than the window, in the order in which they are drawn."""
         window = self._parameters.window_tokens
         longest = (data.tokenizer.truncation or {}).get("max_length")
         if longest is not None and longest <= window:
@@ -84,23 +93,29 @@ class LimitAttention(TorchStep):
                 f" and {data.dataset.uri} has {len(found)} of {len(data)}: name more long texts,"
                 " lower windowTokens, or leave the step out"
             )
-        return found[: self._parameters.samples]
+        return found
 
     def _most(
         self, encoder: Encoder, order: Sequence[int], batches: Sequence[Batch], data: TrainingData
     ) -> tuple[list[int], float]:
-        """As many of the first layers as the agreement allows, and what it is then."""
+        """As many of the first layers as the agreement allows, and what it is then: by bisection,
+        since every look is a pass over all of the texts.
+        """
         window, least = self._parameters.window_tokens, self._parameters.min_agreement_basis_points
         rule = Rule(data.task, data.tolerance)
         exact = _answers(encoder, batches)
-        progress = Progress("agreement", len(order), unit="choices")
-        for count in range(len(order), 0, -1):
+        enough, most, agreement = 0, len(order), 1.0
+        while enough < most:
+            count = (enough + most + 1) // 2
             with limited_to(encoder, order[:count], window):
                 same = rule.same(exact, _answers(encoder, batches))
+            share = float(same.mean())
+            say(f"agreement with {count} of {len(order)} layers limited: {share:.2%}")
             if same.sum() * _ALL >= least * len(same):
-                return list(order[:count]), float(same.mean())
-            progress.advance()
-        return [], 1.0
+                enough, agreement = count, share
+            else:
+                most = count - 1
+        return list(order[:enough]), agreement
 
 
 def limitable(encoder: Encoder) -> list[int]:
