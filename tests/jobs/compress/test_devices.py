@@ -9,9 +9,10 @@ an error or numbers that nobody can read; and the result must be the one without
 from __future__ import annotations
 
 import math
+import random
 import re
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -33,12 +34,13 @@ from kompakt.jobs.compress.importance import fisher
 from kompakt.jobs.compress.sensitivity import sensitivity
 from kompakt.jobs.compress.simulate import simulated
 from kompakt.jobs.compress.steps import torch_step
+from kompakt.jobs.data.examples import Example
 from kompakt.jobs.models.architectures import ARCHITECTURES
 from kompakt.jobs.models.checkpoint import inspect
 from kompakt.jobs.models.encoder import Encoder
 from kompakt.jobs.models.load import load, save
 
-from .conftest import Bench, make_bench
+from .conftest import WORDS, Bench, make_bench
 
 CPU, META = torch.device("cpu"), torch.device("meta")
 FEW = {"samples": 32}
@@ -107,6 +109,24 @@ def test_steps_stay_on_the_models_device(
     with nowhere():
         found = changed(other, originals[1], steps)
     require_same(found, expected)
+
+
+@pytest.mark.slow
+def test_windows_stay_on_the_models_device(tmp_path: Path) -> None:
+    """Those of layers that look around themselves."""
+    rng = random.Random(0)
+    examples = tuple(Example(" ".join(rng.choices(WORDS, k=24))) for _ in range(130))
+    found = []
+    for place in (nullcontext, nowhere):
+        made = make_bench(write_checkpoint(tmp_path / place.__name__), texts=1)
+        dataset = replace(made.data.dataset, examples=examples)
+        data = replace(made.data, dataset=dataset, labels=[None] * len(examples), device=CPU)
+        step = {"windowTokens": 16, "minAgreementBasisPoints": 5000, "samples": 128}
+        with place():
+            torch_step(Step.model_validate({"attentionScope": step})).apply(made.encoder, data)
+        assert [layer.window for layer in made.encoder.encoder_layers()] == [16, 0]
+        found.append(data.details["attentionScope"])
+    assert found[0] == found[1]
 
 
 @pytest.mark.parametrize("bits", [1, 2, 4])

@@ -208,6 +208,7 @@ METHOD_NAMES = [
     "DynamicInt8",
     "StaticInt8",
     "WeightOnly",
+    "Float16",
     pytest.param("OpenVinoInt8", marks=pytest.mark.slow),
 ]
 

@@ -105,17 +105,16 @@ def prepared(model: onnx.ModelProto) -> onnx.ModelProto:
 
 
 def floats_of(model: onnx.ModelProto, feed: Feed) -> list[str]:
-    """The tensors of floating-point numbers, in the order of computation; constants last."""
+    """The tensors of floating-point numbers that are computed, in that order."""
     names = [name for node in model.graph.node for name in node.output if name]
     found = zip(names, _run(model, names, [feed])[0], strict=True)
-    constants = [t.name for t in model.graph.initializer if t.data_type == TensorProto.FLOAT]
-    return [name for name, values in found if values.dtype == np.float32] + constants
+    return [name for name, values in found if values.dtype == np.float32]
 
 
 def peaks_of(
     model: onnx.ModelProto, floats: Sequence[str], feeds: Sequence[Feed], *, threads: int = 1
 ) -> dict[str, float]:
-    """Of each of these tensors the largest absolute value on some texts."""
+    """Of each of these tensors the largest absolute value on some texts; and of all constants."""
     copy = onnx.ModelProto()
     copy.CopyFrom(model)
     # In the graph: to keep what they are the largest of takes gigabytes.
@@ -124,7 +123,12 @@ def peaks_of(
         copy.graph.node.append(helper.make_node("Abs", [name], [sizes]))
         copy.graph.node.append(helper.make_node("ReduceMax", [sizes], [peak], keepdims=0))
     runs = _run(copy, [f"{name}_peak" for name in floats], feeds, threads=threads)
-    return dict(zip(floats, np.max(runs, axis=0).tolist(), strict=True))
+    constants = {
+        tensor.name: float(np.abs(numpy_helper.to_array(tensor)).max(initial=0))
+        for tensor in model.graph.initializer
+        if tensor.data_type == TensorProto.FLOAT
+    }
+    return constants | dict(zip(floats, np.max(runs, axis=0).tolist(), strict=True))
 
 
 def _run(
