@@ -126,7 +126,7 @@ class Bench:
 
     def forget_steps(self) -> None:
         """What earlier runs left is taken away, so that the next is timed whole."""
-        for name in ("steps", "predictions"):
+        for name in ("steps", "predictions", "findings", "latency"):
             shutil.rmtree(self.folder / "store" / name, ignore_errors=True)
 
 

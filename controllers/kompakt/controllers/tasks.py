@@ -18,13 +18,14 @@ from kompakt.api.policy import CompressionPolicySpec, Target
 from kompakt.api.profile import HardwareProfileSpec
 from kompakt.api.run import Trial
 from kompakt.api.source import DataSource
+from kompakt.api.steps import Prune
 from kompakt.controllers import halving
 from kompakt.controllers.plan import Create, Run, Settings
 from kompakt.controllers.render.jobs import job_manifests
 from kompakt.controllers.render.pods import owner_reference, store_root
 
-ANALYSIS_EXAMPLES = 64
-"""Texts that an analysis looks at: sensitivity is the same with more, and takes longer."""
+ANALYSIS_EXAMPLES = Prune().samples
+"""Texts that an analysis looks at: those that a prune step would look at, which then need not."""
 
 
 @dataclass(frozen=True)
@@ -120,6 +121,7 @@ def _task(work: Work, run: Run, *, baseline: ImportResult | None) -> TaskSpec:
             model=policy.model,
             data=policy.data.by_role(),
             analysis_examples=ANALYSIS_EXAMPLES if policy.analysis == "Enabled" else 0,
+            seed=policy.jobs.seed,
         )
         return spec.evolve(import_model=imported)
     if baseline is None or work.trial is None:

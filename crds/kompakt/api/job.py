@@ -50,6 +50,8 @@ class ImportTask(Model):
     analysis_examples: Annotated[int, Field(ge=0, le=1024)] = 0
     """Texts of training or calibration that the analysis of the baseline takes sensitivity from, at
     most; 0 leaves the analysis out."""
+    seed: int = 0
+    """Draws them, as it draws the texts of prune: what is found once serves both."""
 
 
 class CompressTask(Model):

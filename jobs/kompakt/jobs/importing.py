@@ -108,7 +108,14 @@ def import_model(task: ImportTask, place: Workplace) -> ImportResult:
                 input_names=names_in,
                 pad_id=pad_id(checkpoint.config),
             )
-            found = analyze(subject, texts, data, examples=task.analysis_examples, place=place)
+            found = analyze(
+                subject,
+                texts,
+                data,
+                examples=task.analysis_examples,
+                seed=task.seed,
+                place=place,
+            )
             place.store.put_json(f"analysis/{digest.replace(':', '-')}", found)
     place.details["model"] = {
         "uri": origin,

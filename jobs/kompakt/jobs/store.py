@@ -12,7 +12,8 @@ Invariants:
 
 Besides artifacts and checkpoints (`kompakt.api.artifact`) it holds `reports/<name>.json`,
 `analysis/<digest>.json` (of a baseline: `kompakt.jobs.analysis.document`), `steps/<key>.json`
-(which checkpoint a step made, so that a killed Job goes on where it was) and
+(which checkpoint a step made, so that a killed Job goes on where it was), `latency/<key>.json`,
+`findings/<key>.npy` (of models on texts: `kompakt.jobs.compress.findings`) and
 `predictions/<key>.npy`.
 """
 

@@ -15,6 +15,7 @@ from tests.jobs.compress.conftest import make_bench
 from torch import nn
 
 from kompakt.jobs.analysis.fragility import Fragility, Rounding, fragility
+from kompakt.jobs.compress.findings import Findings
 from kompakt.jobs.compress.importance import fisher
 from kompakt.jobs.compress.low_rank import Place
 from kompakt.jobs.models.session import open_session
@@ -33,7 +34,9 @@ def bench(checkpoint_of: Callable[[str], Path]) -> Any:
 def look(bench: Any, *, seconds: float = 60.0) -> Fragility:
     """At all texts."""
     batches = bench.data.batches(list(range(len(bench.data))), 8)
-    return fragility(bench.encoder, batches, labels=bench.data.labels, seconds=seconds)
+    return fragility(
+        bench.encoder, batches, labels=bench.data.labels, seconds=seconds, findings=Findings()
+    )
 
 
 def test_the_error_is_that_of_onnx_runtime(tmp_path: Path) -> None:

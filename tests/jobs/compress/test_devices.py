@@ -28,6 +28,7 @@ from kompakt.api.steps import Quantize
 from kompakt.jobs.analysis.fragility import fragility
 from kompakt.jobs.compress import precision
 from kompakt.jobs.compress.agreement import Rule
+from kompakt.jobs.compress.findings import Findings
 from kompakt.jobs.compress.gates import Units
 from kompakt.jobs.compress.held_out import look
 from kompakt.jobs.compress.importance import fisher
@@ -154,7 +155,7 @@ def test_measures_stay_on_the_models_device(bench_of: Callable[[str], Bench]) ->
         whole = Units(scores.heads, scores.neurons)
         curves = sensitivity(encoder, whole, fit_on=batches, check_on=batches[:1])
         check = look(encoder, data, data.dataset, data.labels, Rule())
-        found = fragility(encoder, batches[:1], labels=data.labels, seconds=60)
+        found = fragility(encoder, batches[:1], labels=data.labels, seconds=60, findings=Findings())
         return [[curve.points for curve in curves], check, found.to_wire()]
 
     expected = measures()

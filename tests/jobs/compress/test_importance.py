@@ -113,13 +113,13 @@ def test_movement_is_the_way_of_the_weights(
         torch.testing.assert_close(ours, theirs, rtol=1e-3, atol=1e-5)
 
 
-@pytest.mark.parametrize("kind", ["Fisher", "Movement"])
-def test_ranking_leaves_the_model_alone(kind: Any, bench_of: Benches) -> None:
+@pytest.mark.parametrize("score", [importance.fisher, importance.movement])
+def test_ranking_leaves_the_model_alone(score: Any, bench_of: Benches) -> None:
     """Neither weights nor hooks nor frozen weights are left behind."""
     bench = bench_of("bert")
     before = copy.deepcopy(bench.encoder.state_dict())
     batches = list(bench.data.batches(bench.data.order()[:8], 8))
-    importance.importance(kind, bench.encoder, batches, labels=bench.data.labels)
+    score(bench.encoder, batches, labels=bench.data.labels)
     after = bench.encoder.state_dict()
     assert all(torch.equal(after[name], tensor) for name, tensor in before.items())
     assert all(parameter.requires_grad for parameter in bench.encoder.parameters())

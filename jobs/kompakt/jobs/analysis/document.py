@@ -2,7 +2,8 @@
 """The analysis of a baseline: what its parts cost, and what its answers would miss most.
 
 It is stored as `analysis/<digest of the artifact>.json`, beside the artifact and not in it: times
-are those of the pod that measured them. It explains; no step depends on it.
+are those of the pod that measured them. It explains. What it finds about heads and neurons is kept
+for the prune steps too (`kompakt.jobs.compress.findings`), which look at the same texts first.
 """
 
 from __future__ import annotations
@@ -54,6 +55,7 @@ def analyze(
     data: Mapping[str, Dataset],
     *,
     examples: int,
+    seed: int,
     place: Workplace,
 ) -> dict[str, Any]:
     """The document.
@@ -63,6 +65,7 @@ def analyze(
         texts: Of all lengths, for the profile.
         data: By role; without training and calibration data there is no sensitivity.
         examples: How many texts sensitivity is taken from at most.
+        seed: Draws them.
         place: Where it happens.
     """
     encodings = subject.tokenizer.encode_batch(list(texts))
@@ -85,24 +88,26 @@ def analyze(
     role = next((role for role in ROLES if role in data), None)
     if role is not None:
         from kompakt.jobs.analysis.fragility import fragility
+        from kompakt.jobs.compress.findings import Findings
 
         dataset = data[role]
         found = fragility(
             subject.encoder,
-            _batches(subject, dataset, examples),
+            _batches(subject, dataset, examples, seed=seed),
             labels=Targets(subject.encoder.config.task, subject.labels).known(dataset),
             seconds=SECONDS,
+            findings=Findings(place.store),
         )
         document["sensitivity"] = {"data": role} | found.to_wire()
     return document
 
 
-def _batches(subject: Subject, dataset: Dataset, examples: int) -> Iterator[Batch]:
+def _batches(subject: Subject, dataset: Dataset, examples: int, *, seed: int) -> Iterator[Batch]:
     import torch
 
     from kompakt.jobs.compress.training import Batch
 
-    indices = draw(dataset.examples, seed=0)[:examples]
+    indices = draw(dataset.examples, seed=seed)[:examples]
     encodings: list[Encoding] = subject.tokenizer.encode_batch([dataset.texts[i] for i in indices])
     for members in length_batches(encodings, BATCH):
         arrays = pad(

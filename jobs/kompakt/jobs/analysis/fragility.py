@@ -21,6 +21,7 @@ import torch
 from torch import nn
 from typing_extensions import override
 
+from kompakt.jobs.compress.findings import Findings
 from kompakt.jobs.compress.gates import Units
 from kompakt.jobs.compress.importance import fisher
 from kompakt.jobs.compress.losses import Labels
@@ -103,29 +104,36 @@ def fragility(
     *,
     labels: Labels,
     seconds: float,
+    findings: Findings,
     clock: Callable[[], float] = time.monotonic,
 ) -> Fragility:
-    """Looks at batches, at least one, until they or the seconds are used up."""
+    """Looks at batches, at least one, until they or the seconds are used up. What it finds about
+    heads and neurons is kept for a prune step that looks at the same texts.
+    """
     matrices = whole_matrices(encoder)
     roundings = {place: Rounding(matrix) for place, matrix in matrices.items()}
     watchers: dict[nn.Linear, Watcher] = {
         matrix: roundings[place] for place, matrix in matrices.items()
     }
     started = clock()
-    seen: list[int] = []
+    seen: list[Batch] = []
     sums: list[torch.Tensor] = []
     for batch in batches:
         found = fisher(encoder, [batch], labels=labels).all
         sums = [a + b for a, b in zip(sums, found, strict=True)] if sums else found
         watch(encoder, [batch], watchers, labels=labels)
-        seen += batch.indices
+        seen.append(batch)
         if clock() - started > seconds:
             break
-    means = [total / len(seen) for total in sums]
-    half = len(means) // 2
+    half = len(sums) // 2
+    findings.keep_fisher(
+        encoder, seen, Units(heads=sums[:half], neurons=sums[half:]), labels=labels
+    )
+    texts = [index for batch in seen for index in batch.indices]
+    means = [total / len(texts) for total in sums]
     return Fragility(
-        texts=len(seen),
-        labelled=sum(labels[index] is not None for index in seen),
+        texts=len(texts),
+        labelled=sum(labels[index] is not None for index in texts),
         units=Units(heads=means[:half], neurons=means[half:]),
         matrices=roundings,
     )

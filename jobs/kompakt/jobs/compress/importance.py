@@ -20,7 +20,6 @@ import copy
 import random
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import Literal
 
 import torch
 from torch import nn
@@ -37,19 +36,6 @@ MOVEMENT_RATE = 5e-5
 """Peak learning rate, as for fine-tuning."""
 WEIGHT_DECAY = 0.01
 LARGEST_GRADIENT = 1.0
-
-
-def importance(
-    kind: Literal["Fisher", "Movement"],
-    encoder: Encoder,
-    batches: Sequence[Batch],
-    *,
-    labels: Labels,
-) -> Units:
-    """The worth of each head and neuron; the model is as before afterwards."""
-    if kind == "Movement":
-        return movement(encoder, batches, labels=labels)
-    return fisher(encoder, batches, labels=labels)
 
 
 def fisher(encoder: Encoder, batches: Sequence[Batch], *, labels: Labels) -> Units:

@@ -20,15 +20,16 @@ from __future__ import annotations
 import copy
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import Any, Literal
+from typing import Any
 
 import torch
 from typing_extensions import override
 
 from kompakt.api.steps import Prune
 from kompakt.jobs.compress import sparsity
+from kompakt.jobs.compress.findings import Findings
 from kompakt.jobs.compress.gates import Units
-from kompakt.jobs.compress.importance import importance, layers_to_drop
+from kompakt.jobs.compress.importance import layers_to_drop, movement
 from kompakt.jobs.compress.latency import LatencyTable
 from kompakt.jobs.compress.refit import refit
 from kompakt.jobs.compress.selection import (
@@ -38,7 +39,7 @@ from kompakt.jobs.compress.selection import (
     by_latency,
     by_share,
 )
-from kompakt.jobs.compress.sensitivity import Curve, sensitivity
+from kompakt.jobs.compress.sensitivity import Curve
 from kompakt.jobs.compress.steps import TorchStep
 from kompakt.jobs.compress.training import Batch, TrainingData
 from kompakt.jobs.errors import StepInvalid
@@ -122,15 +123,16 @@ class PruneUnits(TorchStep):
         self, encoder: Encoder, data: TrainingData, texts: _Texts, budget: _Budget | None
     ) -> _Outcome:
         """Scores the units, and takes out what is worth least."""
-        kind: Literal["Fisher", "Movement"] = "Fisher"
+        known = data.findings or Findings()
         if self._parameters.importance == "Movement":
-            kind = "Movement"
-        scores = importance(kind, encoder, texts.scored, labels=data.labels)
+            scores = movement(encoder, texts.scored, labels=data.labels)
+        else:
+            scores = known.fisher(encoder, texts.scored, labels=data.labels)
         curves: list[Curve] = []
         if budget is None:
             kept = self._by_share(scores)
         else:
-            curves = sensitivity(encoder, scores, fit_on=texts.scored, check_on=texts.checked)
+            curves = known.sensitivity(encoder, scores, fit_on=texts.scored, check_on=texts.checked)
             kept = self._within(budget, scores, curves)
         shrink(encoder, kept)
         return _Outcome(scores, curves=curves)
@@ -141,7 +143,7 @@ class PruneUnits(TorchStep):
         learned = sparsity.learn(
             encoder,
             data,
-            importance("Fisher", encoder, texts.scored, labels=data.labels),
+            (data.findings or Findings()).fisher(encoder, texts.scored, labels=data.labels),
             head_share=parameters.head_keep_permille / WHOLE,
             neuron_share=parameters.ffn_keep_permille / WHOLE,
             examples=parameters.sparsity_examples,

@@ -63,8 +63,8 @@ class TorchChain:
         with place.stage("import torch"):
             import torch
 
+            from kompakt.jobs.compress import findings, latency, training
             from kompakt.jobs.compress import held_out as gates
-            from kompakt.jobs.compress import latency, training
             from kompakt.jobs.models import checkpoint, device, export, load, text
         self._device = device.chosen()
         place.details["device"] = device.describe(self._device)
@@ -119,6 +119,7 @@ class TorchChain:
             original_tokenizer=tokenizer,
             quantize=_quantize(task.steps),
             latency_table=latency.LatencyMeter(place.store, place.scratch).table,
+            findings=findings.Findings(place.store),
             details=place.details,
         )
         self._origin = self._source

@@ -24,6 +24,7 @@ from kompakt.jobs.models.text import length_batches, pad, token_batches
 if TYPE_CHECKING:
     from tokenizers import Encoding, Tokenizer
 
+    from kompakt.jobs.compress.findings import Findings
     from kompakt.jobs.compress.latency import LatencyTable, Precision
     from kompakt.jobs.models.encoder import Encoder
 
@@ -53,6 +54,8 @@ class TrainingData:
     """What the recipe makes of the model after all training; for who trains towards it."""
     latency_table: Callable[[Encoder, Sequence[int], Precision], LatencyTable] | None = None
     """What layers like the model's cost on this pod, for texts of such lengths."""
+    findings: Findings | None = None
+    """What was found out before about models on such texts."""
     keep: Callable[[], str] | None = None
     """Stores the model as it is and returns its digest, for a step that must give up."""
     device: torch.device = CPU
