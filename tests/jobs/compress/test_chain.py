@@ -214,7 +214,8 @@ def test_stages_prune_on_from_each_other(
     first, second = (made.details[f"prune {number}"] for number in (1, 2))
     assert first["headsAfter"] == second["headsBefore"]
     assert first["neuronsAfter"] == second["neuronsBefore"]
-    assert (sum(first["headsAfter"]), sum(second["headsAfter"])) == (4, 2)
+    # Half of four; a layer keeps one at least.
+    assert sum(first["headsAfter"]) == 4 > sum(second["headsAfter"]) >= 2
     assert sum(second["neuronsAfter"]) < sum(first["neuronsAfter"]) < 256
     assert {"prune 1", "distill 1", "prune 2", "distill 2", "quantize"} <= set(made.seconds)
     assert {"prune", "distill"}.isdisjoint(made.details)

@@ -63,7 +63,7 @@ def test_hidden_states_are_compared_relative_to_their_variance() -> None:
     """Over real tokens only, layer by layer with the one that it is matched with."""
     teacher, student = states(seed=1, layers=[1, 3]), states(seed=0, layers=[0, 1])
     sample = sample_of(teacher)
-    objective = Hidden([1, 3], [sample])
+    objective = Hidden([1, 3], [sample], first_at_last=False)
     tokens = MASK.numpy().astype(bool)
     expected = []
     for ours, theirs in ((0, 1), (1, 3)):
@@ -75,15 +75,31 @@ def test_hidden_states_are_compared_relative_to_their_variance() -> None:
     for padded in (teacher, student):
         for layer in padded.hidden.values():
             layer[1, 3:] = 1e6
-    again = Hidden([1, 3], [sample])
+    again = Hidden([1, 3], [sample], first_at_last=False)
     assert float(again.loss(student, sample)) == pytest.approx(np.mean(expected), rel=1e-5)
 
     t = teacher.hidden[1][MASK.bool()]
     average = States(logits=student.logits, hidden={0: t.mean(dim=0).expand(2, 5, 6)})
-    one_layer = Hidden([1], [sample])
+    one_layer = Hidden([1], [sample], first_at_last=False)
     assert float(one_layer.loss(average, sample)) == pytest.approx(
         one_layer.uninformed([sample]), rel=1e-5
     )
+
+
+def test_a_classifier_s_last_states_are_compared_where_they_are_read() -> None:
+    """At the first token alone, relative to the variance of first tokens; those of other layers
+    everywhere.
+    """
+    teacher, student = states(seed=1, layers=[1, 3]), states(seed=0, layers=[0, 1])
+    sample = sample_of(teacher)
+    objective = Hidden([1, 3], [sample], first_at_last=True)
+    inner = Hidden([1], [sample], first_at_last=False)
+    t, s = teacher.hidden[3][:, 0].numpy(), student.hidden[1][:, 0].numpy()
+    last = ((s - t) ** 2).mean() / ((t - t.mean(axis=0)) ** 2).mean()
+    expected = (float(inner.loss(student, sample)) + last) / 2
+    assert float(objective.loss(student, sample)) == pytest.approx(expected, rel=1e-5)
+    student.hidden[1][:, 1:] = 1e6
+    assert float(objective.loss(student, sample)) == pytest.approx(expected, rel=1e-5)
 
 
 def test_relations_are_those_of_the_paper() -> None:
@@ -121,8 +137,8 @@ def test_gradients_of_padding_are_numbers() -> None:
     for part in (*student.attention, student.hidden[0]):
         part.requires_grad_()
     sample = sample_of(teacher)
-    loss = Relations(2).loss(student, sample) + Hidden([0], [sample]).loss(student, sample)
-    loss.backward()
+    hidden = Hidden([0], [sample], first_at_last=False)
+    (Relations(2).loss(student, sample) + hidden.loss(student, sample)).backward()
     for part in (*student.attention, student.hidden[0]):
         assert part.grad is not None
         assert torch.isfinite(part.grad).all()
@@ -146,7 +162,7 @@ def test_only_common_tokens_are_compared() -> None:
     theirs = torch.cat([teacher.hidden[0][0, [0, 2, 3]], teacher.hidden[0][1, [0, 1]]])
     variance = (theirs - theirs.mean(dim=0)).square().mean()
     expected = (ours - theirs).square().mean() / variance
-    objective = Hidden([0], [sample])
+    objective = Hidden([0], [sample], first_at_last=False)
     torch.testing.assert_close(objective.loss(student, sample), expected)
 
     def picked(source: States, places: Sequence[Sequence[int]]) -> States:

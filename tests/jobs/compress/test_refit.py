@@ -94,6 +94,34 @@ def test_the_layer_after_a_dropped_one_does_part_of_its_work(bench_of: Benches) 
     assert distance(fitted) < 0.7 * distance(plain)
 
 
+@pytest.mark.parametrize("model_type", ["bert", "distilbert"])
+def test_a_classifier_s_last_layer_is_fitted_to_the_token_that_is_read(
+    model_type: str, bench_of: Benches
+) -> None:
+    """Its answers come nearer to the original's than where each token counts, and what it gives for
+    the other tokens does not matter.
+    """
+    bench = bench_of(model_type)
+    batches = list(bench.data.batches(bench.data.order(), 16))
+    whole = copy.deepcopy(bench.encoder)
+
+    def distance(encoder: Encoder) -> float:
+        with torch.no_grad():
+            pairs = [(encoder(**b.inputs), whole(**b.inputs)) for b in batches]
+        return sum(float((ours - theirs).square().sum()) for ours, theirs in pairs)
+
+    heads, neurons = torch.arange(4), torch.arange(128)
+    shrink(bench.encoder, Units(heads=[heads, heads[:1]], neurons=[neurons, neurons[:8]]))
+    every = copy.deepcopy(bench.encoder)
+    refit(bench.encoder, whole, [0, 1], batches)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(Encoder, "read_of", lambda _self, _number, tokens: tokens)
+        refit(every, whole, [0, 1], batches)
+    assert distance(bench.encoder) < 0.98 * distance(every)
+    ours, theirs = (e.encoder_layers()[0].state_dict() for e in (bench.encoder, every))
+    assert all(torch.equal(ours[name], theirs[name]) for name in ours)
+
+
 def test_empty_halves_keep_their_mean(bench_of: Benches) -> None:
     """Without heads and neurons, the biases are fitted to the mean of what was there."""
     bench = bench_of("bert")

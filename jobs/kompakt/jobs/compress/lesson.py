@@ -238,7 +238,8 @@ def _look_inside(
         return sum(float(layer_distance(found, sample, layer, place)) for found, sample in pairs)
 
     mapping = match_layers(distance, student=len(layers), teacher=teacher.layers)
-    objectives["hidden"] = Hidden(mapping, samples)
+    first = encoder.config.reads_first_token
+    objectives["hidden"] = Hidden(mapping, samples, first_at_last=first)
     if relations:
         attending = [number for number, layer in enumerate(layers) if layer.heads]
         if not attending:

@@ -76,15 +76,25 @@ class Hidden(Objective):
     al. 2020, arXiv:1909.10351, section 3.1; no projection, since no step changes the hidden size).
     """
 
-    def __init__(self, mapping: Sequence[int], samples: Sequence[Sample]) -> None:
-        """`mapping` gives the teacher's layer for each of the student's; `samples` the variance."""
+    def __init__(
+        self, mapping: Sequence[int], samples: Sequence[Sample], *, first_at_last: bool
+    ) -> None:
+        """`mapping` gives the teacher's layer for each of the student's; `samples` the variance.
+        With `first_at_last` the last layer is asked for the first token's state alone, which is
+        all that a classifier reads of it.
+        """
         self._mapping = tuple(mapping)
-        self._variances = {layer: _variance(layer, samples) for layer in self._mapping}
+        self._last = len(self._mapping) - 1 if first_at_last else None
+        self._variances = [
+            _variance(place, samples, first=layer == self._last)
+            for layer, place in enumerate(self._mapping)
+        ]
 
     @override
     def loss(self, student: States, sample: Sample) -> torch.Tensor:
         parts = [
-            layer_distance(student, sample, layer, place) / self._variances[place]
+            layer_distance(student, sample, layer, place, first=layer == self._last)
+            / self._variances[layer]
             for layer, place in enumerate(self._mapping)
         ]
         return torch.stack(parts).mean()
@@ -95,19 +105,34 @@ class Hidden(Objective):
         return 1.0
 
 
-def layer_distance(student: States, sample: Sample, layer: int, place: int) -> torch.Tensor:
+def layer_distance(
+    student: States, sample: Sample, layer: int, place: int, *, first: bool = False
+) -> torch.Tensor:
     """Mean squared distance of a token's state in the student's layer to that in the teacher's."""
     alignment = sample.alignment
-    ours = alignment.of_student(student.hidden[layer])[alignment.mask]
-    theirs = alignment.of_teacher(sample.teacher.hidden[place])[alignment.mask]
-    return nn.functional.mse_loss(ours, theirs)
+    ours = alignment.of_student(student.hidden[layer])
+    theirs = alignment.of_teacher(sample.teacher.hidden[place])
+    read = _read(alignment, first=first)
+    return nn.functional.mse_loss(ours[read], theirs[read])
 
 
-def _variance(layer: int, samples: Sequence[Sample]) -> float:
+def _variance(layer: int, samples: Sequence[Sample], *, first: bool) -> float:
     states = torch.cat(
-        [s.alignment.of_teacher(s.teacher.hidden[layer])[s.alignment.mask] for s in samples]
+        [
+            s.alignment.of_teacher(s.teacher.hidden[layer])[_read(s.alignment, first=first)]
+            for s in samples
+        ]
     )
     return max(float((states - states.mean(dim=0)).square().mean()), 1e-12)
+
+
+def _read(alignment: Alignment, *, first: bool) -> torch.Tensor:
+    """Which of the tokens that both have count; texts begin with the same one."""
+    if not first:
+        return alignment.mask
+    read = torch.zeros_like(alignment.mask)
+    read[:, 0] = alignment.mask[:, 0]
+    return read
 
 
 class Relations(Objective):

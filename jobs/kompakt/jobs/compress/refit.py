@@ -10,7 +10,8 @@ squares).
 
 Each token counts as the norm will see it, divided by its own deviation. Without that, a few tokens
 with states a hundred times as large as the others', which trained encoders have, decide the fit: on
-MiniLM, a quarter of the first layer's neurons then answered worse than none.
+MiniLM, a quarter of the first layer's neurons then answered worse than none. Tokens that nobody
+reads do not count: of a classifier's last layer all but the first.
 """
 
 from __future__ import annotations
@@ -55,10 +56,13 @@ def refit(
     with torch.no_grad():
         states = [_State.of(state) for state in states_of(encoder, batches)]
         done = 0
-        for layer, number in zip(encoder.encoder_layers(), numbers, strict=True):
+        for place, number in enumerate(numbers):
+            layer = encoder.encoder_layers()[place]
             for skipped in former[done:number]:
                 for state in states:
                     state.expected = skipped(state.expected, state.mask)
+            for state in states:
+                state.read = encoder.read_of(place, state.tokens)
             errors.attention.append(_fit(attention(layer), attention(former[number]), states))
             errors.feed_forward.append(
                 _fit(feed_forward(layer), feed_forward(former[number]), states)
@@ -184,10 +188,12 @@ class _State:
     mask: torch.Tensor
     found: torch.Tensor
     expected: torch.Tensor
+    read: torch.Tensor
+    """Which tokens of the layer at hand count."""
 
     @classmethod
     def of(cls, state: State) -> _State:
-        return cls(state.tokens, state.mask, state.x, state.x)
+        return cls(state.tokens, state.mask, state.x, state.x, state.tokens)
 
 
 def _fit(half: Half, former: Half, states: Sequence[_State]) -> float:
@@ -196,8 +202,8 @@ def _fit(half: Half, former: Half, states: Sequence[_State]) -> float:
     for state in states:
         # Without the norm: what it is given is what must be right.
         state.expected = former.matrix(former.inputs(state.expected, state.mask)) + state.expected
-        values, expected = half.inputs(state.found, state.mask), state.expected[state.tokens]
-        sums.add(values[state.tokens], expected - state.found[state.tokens], expected)
+        values, expected = half.inputs(state.found, state.mask), state.expected[state.read]
+        sums.add(values[state.read], expected - state.found[state.read], expected)
     weight, bias, error = sums.solve(half.matrix.weight)
     half.matrix.weight.copy_(weight)
     half.matrix.bias.copy_(bias)

@@ -114,9 +114,10 @@ def _curve(
     half, units = place.half, len(scores)
     sums = LeastSquares.of(half.matrix)
     for state in fitted:
-        values = half.inputs(state.x, state.mask)[state.tokens]
+        read = place.encoder.read_of(place.number, state.tokens)
+        values = half.inputs(state.x, state.mask)[read]
         change = half.matrix(values)
-        sums.add(values, change, change + state.x[state.tokens])
+        sums.add(values, change, change + state.x[read])
     inputs = [half.inputs(state.x, state.mask) for state in checked]
     points = {units: 0.0}
     counts = {0, *(max(1, round(units * share)) for share in SHARES)}

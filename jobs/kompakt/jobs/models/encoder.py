@@ -337,6 +337,14 @@ class Encoder(nn.Module):
         """The layers, typed."""
         return [layer for layer in self.layers if isinstance(layer, Layer)]
 
+    def read_of(self, number: int, tokens: torch.Tensor) -> torch.Tensor:
+        """Which of these tokens, [texts, tokens], anything reads of what a layer gives."""
+        if not self.config.reads_first_token or number + 1 < len(self.layers):
+            return tokens
+        read = torch.zeros_like(tokens)
+        read[:, 0] = tokens[:, 0]
+        return read
+
     @property
     def is_factored(self) -> bool:
         """Whether any matrix is the product of two."""
