@@ -64,7 +64,7 @@ class Prune(Model):
     in 8 or 32 bits, or OpenVINO in 8."""
     samples: Annotated[int, Field(ge=16, le=65_536)] = 256
     """Training examples that the importance is estimated from; a text's label is used where it has
-    one, the model's own prediction otherwise."""
+    one, the model's own prediction otherwise. What is left is fitted on eight times as many."""
     min_agreement_basis_points: Annotated[int, Field(ge=5000, le=10_000)] | None = None
     """A gate behind this stage, which is the step and the distill steps that follow it: share of
     held-out texts that must get the original's answer, or near it. 100 to 512 training texts, at

@@ -51,6 +51,8 @@ CHECKED_TEXTS = 64
 the model."""
 REFIT_TEXTS = 1024
 """At least, where there are so many: labels are not needed for it."""
+REFIT_RATIO = 8
+"""For each text that scores are made of: they are averages, and a fit has many unknowns."""
 LISTED_LAYERS = 12
 """A deeper model's summary gives sums."""
 WHOLE = 1000
@@ -249,7 +251,7 @@ class _Texts:
         return cls(
             chosen=chosen,
             scored=list(data.batches(chosen, BATCH)),
-            fitted=list(data.batches(order[: max(samples, REFIT_TEXTS)], BATCH)),
+            fitted=list(data.batches(order[: max(REFIT_RATIO * samples, REFIT_TEXTS)], BATCH)),
             checked=list(data.batches(checked, BATCH)),
         )
 
