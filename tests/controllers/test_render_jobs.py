@@ -113,7 +113,7 @@ def test_the_task_is_there_before_its_job() -> None:
     assert f"{mount['mountPath']}/{next(iter(config_map['data']))}" == names.TASK_SPEC_PATH
 
 
-@pytest.mark.parametrize(("analysis", "examples"), [("Enabled", 64), ("Disabled", 0)])
+@pytest.mark.parametrize(("analysis", "examples"), [("Enabled", 256), ("Disabled", 0)])
 def test_a_model_is_analyzed_where_a_policy_asks_for_it(analysis: str, examples: int) -> None:
     """It delays everything else, so nobody gets it unasked."""
     imported = task("Import", spec=policy_spec(analysis=analysis)).import_model
