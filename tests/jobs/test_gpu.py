@@ -20,6 +20,8 @@ from kompakt.jobs.errors import DeviceMissing
 from kompakt.jobs.evaluate.classifier import Classifier
 from kompakt.jobs.evaluate.predictions import prediction_key
 
+pytestmark = pytest.mark.slow
+
 OTHER = "AzureExecutionProvider"
 
 
@@ -86,7 +88,6 @@ def test_a_gpu_that_cannot_be_used_ends_an_import(
     assert "but torch" in result.message
 
 
-@pytest.mark.slow
 @pytest.mark.usefixtures("other")
 def test_a_measurement_says_what_it_ran_on(
     jobs: Jobs, imported: str, monkeypatch: pytest.MonkeyPatch

@@ -43,6 +43,8 @@ from kompakt.jobs.models.load import load, save
 
 from .conftest import WORDS, Bench, make_bench
 
+pytestmark = pytest.mark.slow
+
 CPU, META = torch.device("cpu"), torch.device("meta")
 FEW = {"samples": 32}
 DISTILL = {"examples": 64, "batchSize": 16, "precision": "Float32"}
@@ -112,7 +114,6 @@ def test_steps_stay_on_the_models_device(
     require_same(found, expected)
 
 
-@pytest.mark.slow
 def test_windows_stay_on_the_models_device(tmp_path: Path) -> None:
     """Those of layers that look around themselves."""
     rng = random.Random(0)
@@ -174,7 +175,6 @@ def test_random_signs_stay_on_the_models_device(tmp_path: Path) -> None:
     assert all(torch.equal(a, b) for a, b in zip(found, expected, strict=True))
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("kind", [*sorted(ARCHITECTURES), "tokens", "embedding"])
 def test_a_model_that_was_moved_answers_where_it_is(kind: str, tmp_path: Path) -> None:
     """Also what is no weight moves along: masks, positions and distances."""

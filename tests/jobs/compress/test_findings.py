@@ -21,6 +21,8 @@ from kompakt.jobs.store import Store
 
 from .conftest import Bench
 
+pytestmark = pytest.mark.slow
+
 TEXTS = 24
 
 
@@ -127,7 +129,6 @@ def test_what_cannot_be_read_is_found_anew(bench: Bench, tmp_path: Path) -> None
     assert torch.equal(find(known, bench), first)
 
 
-@pytest.mark.slow
 def test_pruning_uses_what_the_analysis_found(
     workshop: Any, place: Places, task: Callable[..., CompressTask]
 ) -> None:

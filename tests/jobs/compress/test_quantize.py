@@ -18,6 +18,8 @@ from kompakt.jobs.models.architectures import ARCHITECTURES
 
 from .conftest import answers
 
+pytestmark = pytest.mark.slow
+
 Graphs = Callable[[str], Graph]
 
 

@@ -35,6 +35,8 @@ from kompakt.jobs.models.session import OnnxSession
 
 from .conftest import answers
 
+pytestmark = pytest.mark.slow
+
 Graphs = Callable[[str], Graph]
 STEP = Float16(Quantize(method="Float16"))
 ROUNDING = 2.0**-11

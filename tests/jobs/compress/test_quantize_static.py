@@ -20,6 +20,8 @@ from kompakt.jobs.models.session import open_session
 
 from .conftest import answers
 
+pytestmark = pytest.mark.slow
+
 Graphs = Callable[[str], Graph]
 FEW = Quantize(method="StaticInt8", samples=32)
 
@@ -129,7 +131,6 @@ def many_texts(data: GraphData) -> GraphData:
     return replace(data, texts=[f"{text} {other}" for text in data.texts for other in "abc"])
 
 
-@pytest.mark.slow
 def test_what_hurts_most_stays_in_floating_point(
     graph_of: Graphs, graph_data: GraphData, tmp_path: Path
 ) -> None:

@@ -24,6 +24,8 @@ from kompakt.jobs.models.architectures import ARCHITECTURES
 
 from .conftest import answers
 
+pytestmark = pytest.mark.slow
+
 Graphs = Callable[[str], Graph]
 
 

@@ -27,6 +27,8 @@ from kompakt.jobs.models.export import export
 from kompakt.jobs.models.session import open_files
 from kompakt.jobs.models.text import pad
 
+pytestmark = pytest.mark.slow
+
 WINDOW = 16
 
 
@@ -250,7 +252,6 @@ def test_a_limited_graph_is_quantized_as_any(tmp_path: Path, method: str) -> Non
         assert np.abs(found - limited).mean() < 0.5 * np.abs(whole - limited).mean()
 
 
-@pytest.mark.slow
 def test_it_composes_and_resumes(
     task: Callable[..., CompressTask], imported: ImportResult, place: Places, tmp_path: Path
 ) -> None:

@@ -9,6 +9,8 @@ import torch
 
 from kompakt.jobs.compress.low_rank import Place, observe
 
+pytestmark = pytest.mark.slow
+
 Benches = Callable[[str], Any]
 
 

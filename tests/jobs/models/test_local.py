@@ -23,6 +23,8 @@ from kompakt.jobs.models.load import load, save
 from kompakt.jobs.models.local import attend
 from kompakt.jobs.models.session import OnnxSession
 
+pytestmark = pytest.mark.slow
+
 HEADS, WIDTH = 2, 3
 Floats = NDArray[np.float64]
 NAMES = ("input_ids", "attention_mask", "token_type_ids")
