@@ -128,11 +128,8 @@ def _variance(layer: int, samples: Sequence[Sample], *, first: bool) -> float:
 
 def _read(alignment: Alignment, *, first: bool) -> torch.Tensor:
     """Which of the tokens that both have count; texts begin with the same one."""
-    if not first:
-        return alignment.mask
-    read = torch.zeros_like(alignment.mask)
-    read[:, 0] = alignment.mask[:, 0]
-    return read
+    mask = alignment.mask
+    return mask & (torch.arange(mask.shape[1], device=mask.device) == 0) if first else mask
 
 
 class Relations(Objective):

@@ -341,9 +341,7 @@ class Encoder(nn.Module):
         """Which of these tokens, [texts, tokens], anything reads of what a layer gives."""
         if not self.config.reads_first_token or number + 1 < len(self.layers):
             return tokens
-        read = torch.zeros_like(tokens)
-        read[:, 0] = tokens[:, 0]
-        return read
+        return tokens & (torch.arange(tokens.shape[1], device=tokens.device) == 0)
 
     @property
     def is_factored(self) -> bool:
