@@ -248,6 +248,16 @@ BAD_OTHERS = [
     ),
     (
         "CompressionRecipe",
+        {"steps": [{"prune": {"headKeepPermille": 500, "latencyTokens": 128}}]},
+        "set one of these, or leave latencyTokens out",
+    ),
+    (
+        "CompressionRecipe",
+        {"steps": [{"prune": {"latencyKeepPermille": 500, "latencyTokens": 7}}]},
+        "latencyTokens in body should be greater than or equal to 8",
+    ),
+    (
+        "CompressionRecipe",
         changed(
             RECIPE, "ranges", [{"step": "prune", "parameter": "x", "minimum": 2, "maximum": 1}]
         ),

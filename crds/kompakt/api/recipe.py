@@ -243,6 +243,13 @@ class CompressionRecipeSpec(Model):
             "latencyKeepPermille replaces ffnKeepPermille and headKeepPermille: leave those out",
             ".steps",
         ),
+        Cel(
+            "self.steps.all(s, !has(s.prune) || !has(s.prune.latencyTokens)"
+            " || has(s.prune.latencyKeepPermille) || has(self.family) && self.family.size() > 0)",
+            "latencyTokens is about what latencyKeepPermille or a family is a share of: set one of"
+            " these, or leave latencyTokens out",
+            ".steps",
+        ),
     )
 
 

@@ -62,6 +62,10 @@ class Prune(Model):
     latency_precision: Literal["Int8", "Fp32", "OpenVinoInt8"] = "Int8"
     """What computes the layers in that table, as the recipe's last steps leave them: ONNX Runtime
     in 8 or 32 bits, or OpenVINO in 8."""
+    latency_tokens: Annotated[int, Field(ge=8, le=8192)] | None = None
+    """The length, in tokens, of the texts whose latency counts; those of the training data when
+    absent. Attention grows with the square of it: for a service that reads longer texts than these,
+    fewer heads stay, and more neurons."""
     samples: Annotated[int, Field(ge=16, le=65_536)] = 256
     """Training examples that the importance is estimated from; a text's label is used where it has
     one, the model's own prediction otherwise. What is left is fitted on eight times as many."""

@@ -253,6 +253,33 @@ def test_a_latency_budget_is_measured_on_the_job(
     assert "resumedAfterSteps" not in elsewhere.details
 
 
+def test_the_length_that_latency_is_measured_at_may_be_given(
+    task: Callable[..., CompressTask], place: Places, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It is measured alone, and is no longer than what the model reads: said before any work."""
+    from kompakt.jobs.compress import latency
+
+    measure, asked = latency.measure, []
+
+    def spy(*arguments: Any, **named: Any) -> Any:
+        asked.append(named["lengths"])
+        return measure(*arguments, **named)
+
+    monkeypatch.setattr(latency, "SECONDS", 0.0)
+    monkeypatch.setattr(latency, "measure", spy)
+    prune = {"latencyKeepPermille": 850, "samples": 64}
+    compress(task({"prune": prune | {"latencyTokens": 33}}), place())
+    assert set(asked[0]) == {40}
+    other = place()
+    compress(task({"prune": prune | {"latencyTokens": 16}}), other)
+    assert set(asked[1]) == {16}
+    assert "resumedAfterSteps" not in other.details
+    longer = place()
+    with pytest.raises(StepInvalid, match=r"latencyTokens is 41, but model\.maxSequenceLength is"):
+        compress(task({"prune": prune | {"latencyTokens": 41}}), longer)
+    assert set(longer.seconds) <= {"fetch"}
+
+
 def test_another_seed_or_parameter_starts_anew(
     task: Callable[..., CompressTask], place: Places
 ) -> None:

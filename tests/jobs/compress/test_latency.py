@@ -187,6 +187,29 @@ def test_the_grid_reaches_from_none_to_all(most: int, multiple: int, expected: l
     assert grid(most, multiple=multiple) == expected
 
 
+def test_a_length_is_timed_once(
+    bench_of: Benches, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Though it counts as often as it is there: the mean is over all that were asked for."""
+    timed: list[int] = []
+
+    def seconds(_call: Any, inputs: dict[str, Any]) -> float:
+        timed.append(inputs["x"].shape[1])
+        return timed[-1] / 1e6
+
+    monkeypatch.setattr(latency, "_time", seconds)
+    table = measure(
+        replace(bench_of("bert").encoder.config, task="TokenClassification"),
+        heads=[0],
+        neurons=[0],
+        lengths=[8, 8, 32],
+        precision="Fp32",
+        scratch=tmp_path,
+    )
+    assert Counter(timed) == dict.fromkeys([8, 32], 2 * latency.LEAST_ROUNDS)
+    assert table.attention[0] == pytest.approx((8 + 8 + 32) / 3 / latency.DEPTH)
+
+
 def test_a_few_lengths_stand_for_all() -> None:
     """Quantiles, rounded up, so that like data finds the same table."""
     assert typical_lengths(range(1, 61)) == [16, 32, 56]

@@ -111,6 +111,30 @@ def test_a_latency_budget_is_kept(permille: int, drop: int, bench_of: Benches) -
     assert len(details["sensitivity"]["attention"]) == 2 - drop
 
 
+def test_texts_of_another_length_may_count(bench_of: Benches) -> None:
+    """Attention grows with the square of the length: a model for long texts keeps fewer heads, and
+    more neurons, than one for texts like those that it is pruned with.
+    """
+    kept, asked = [], []
+
+    def table(_encoder: Any, lengths: list[int], _precision: str) -> LatencyTable:
+        asked.append(lengths)
+        attention = {heads: 10 + heads * max(lengths) ** 2 / 100 for heads in range(5)}
+        feed_forward = {neurons: 10 + neurons * max(lengths) / 50 for neurons in (0, 16, 128)}
+        return LatencyTable(attention, feed_forward, attention, feed_forward)
+
+    for tokens in (None, 512):
+        bench = bench_of("electra")
+        data = replace(bench.data, latency_table=table)
+        step = PruneUnits(Prune(latency_keep_permille=500, latency_tokens=tokens, samples=32))
+        step.apply(bench.encoder, data)
+        kept.append([sum(counts) for counts in sizes(bench)])
+    assert len(asked[0]) == 32
+    assert asked[1] == [512]
+    assert kept[1][0] < kept[0][0]
+    assert kept[1][1] > kept[0][1]
+
+
 @pytest.mark.parametrize(
     ("changes", "message"),
     [

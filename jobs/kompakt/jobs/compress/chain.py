@@ -26,7 +26,7 @@ from kompakt.jobs.compress.agreement import Rule
 from kompakt.jobs.compress.first_token import compute_first_token
 from kompakt.jobs.compress.graph import SMOKE_TEXTS, Graph, GraphData
 from kompakt.jobs.compress.sources import Texts, choose, gather
-from kompakt.jobs.compress.steps import check_task, graph_step, name_of, split
+from kompakt.jobs.compress.steps import check_length, check_task, graph_step, name_of, split
 from kompakt.jobs.compress.torch_chain import STEPS_VERSION, TorchChain
 from kompakt.jobs.data.words import count_words
 from kompakt.jobs.errors import Failed
@@ -48,6 +48,7 @@ def compress(task: CompressTask, place: Workplace) -> CompressResult:
     with place.stage("fetch"):
         manifest = place.store.get_artifact(task.baseline_digest, baseline)
         check_task(task.steps, manifest.task)
+        check_length(task.steps, manifest.max_sequence_length)
         texts = gather(sources, labels=manifest.labels, seed=task.seed)
     notes: list[str] = []
     graph = Graph(baseline)

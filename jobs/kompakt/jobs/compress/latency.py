@@ -18,7 +18,7 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, fields
 from functools import partial
 from pathlib import Path
-from statistics import median
+from statistics import mean, median
 from typing import Any, ClassVar, Literal
 
 import numpy as np
@@ -128,7 +128,9 @@ class LatencyMeter:
     scratch: Path
 
     def table(self, encoder: Encoder, lengths: Sequence[int], precision: Precision) -> LatencyTable:
-        """The table for layers as wide as this model's; `lengths` are those of its texts."""
+        """The table for layers as wide as this model's; `lengths` are those of the texts whose
+        latency counts.
+        """
         some = typical_lengths(lengths)
         layers = encoder.encoder_layers()
         heads = grid(max(layer.heads for layer in layers), multiple=1)
@@ -201,7 +203,9 @@ def measure(
     precision: Precision,
     scratch: Path,
 ) -> LatencyTable:
-    """Times both halves in all these sizes; a text's latency is the mean over the lengths."""
+    """Times both halves in all these sizes; a text's latency is the mean over the lengths, each of
+    which is timed once, however often it is there.
+    """
     started = time.monotonic()
     kinds: list[tuple[type[_Attention | _FeedForward], Sequence[int]]] = [
         (_Attention, heads),
@@ -216,13 +220,16 @@ def measure(
         _write(half(config, count), path, config=config)
         calls.append(_opened(path, precision))
         path.unlink()
-    inputs = [_inputs(config, length) for length in lengths]
-    rounds = list(_rounds(calls, inputs))
+    distinct = sorted(set(lengths))
+    rounds = list(_rounds(calls, [_inputs(config, length) for length in distinct]))
     times = []
     for number, (half, _) in enumerate(graphs):
         # A median for each length, then their mean: long texts are slow, not noisy.
-        each = [median(r[place][number] for r in rounds) for place in range(len(lengths))]
-        times.append(1e6 * sum(each) / len(each) / half.DEPTH)
+        each = {
+            length: median(r[place][number] for r in rounds)
+            for place, length in enumerate(distinct)
+        }
+        times.append(1e6 * mean(each[length] for length in lengths) / half.DEPTH)
     say(f"measured {len(graphs)} sizes in {time.monotonic() - started:.1f} s")
     left = iter(times)
     halves = [_ascending(counts, [next(left) for _ in counts]) for _, counts in kinds]

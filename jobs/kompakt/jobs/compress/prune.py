@@ -169,6 +169,8 @@ class PruneUnits(TorchStep):
                 " headKeepPermille instead"
             )
         lengths = [len(data.encodings[index]) for index in texts.chosen]
+        if self._parameters.latency_tokens is not None:
+            lengths = [self._parameters.latency_tokens]
         table = data.latency_table(encoder, lengths, self._parameters.latency_precision)
         before = table.estimate(encoder.encoder_layers())
         return _Budget(table, before=before, allowed=before * permille / WHOLE)

@@ -186,6 +186,17 @@ def _check_unlabelled(steps: list[Step]) -> None:
         )
 
 
+def check_length(steps: list[Step], longest: int) -> None:
+    """Refuses, before any work, a latency of texts that are longer than any that is read."""
+    for step in steps:
+        tokens = step.prune.latency_tokens if step.prune is not None else None
+        if tokens is not None and tokens > longest:
+            raise StepInvalid(
+                f"prune.latencyTokens is {tokens}, but model.maxSequenceLength is {longest}, and no"
+                " text is read beyond that; lower it, or leave it out"
+            )
+
+
 def check_positions(steps: list[Step], *, relative: bool) -> None:
     """Refuses, before any work, what cannot handle relative positions: a table of them goes through
     the matrices too, which neither a budget of latency nor lower ranks take into account, and a
