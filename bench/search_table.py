@@ -115,8 +115,11 @@ def points(space: Space) -> Iterator[Point]:
 
 
 def key(steps: Sequence[Step]) -> str:
-    """Names a chain."""
-    return sha256_digest(canonical_json([step.to_wire() for step in steps])).split(":")[1][:20]
+    """Names a chain by what its steps set otherwise than their defaults: a parameter that they get
+    later changes no name. Where a default changes, what was made by it must be made again.
+    """
+    said = [step.model_dump(mode="json", by_alias=True, exclude_defaults=True) for step in steps]
+    return sha256_digest(canonical_json(said)).split(":")[1][:20]
 
 
 def write_table(

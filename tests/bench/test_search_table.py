@@ -1,11 +1,14 @@
 # SPDX-License-Identifier: Apache-2.0
 from __future__ import annotations
 
+import hashlib
 from pathlib import Path
 
-from bench.search_table import Figures, Point, points, read_space, read_table, write_table
+from bench.search_table import Figures, Point, key, points, read_space, read_table, write_table
 
-from kompakt.api.recipe import CompressionRecipeSpec
+from kompakt.api.artifact import canonical_json
+from kompakt.api.recipe import CompressionRecipeSpec, Step
+from kompakt.api.steps import Distill, Prune, Quantize
 from kompakt.controllers.ranges import recipe_problem
 
 FIGURES = Figures(100, 12_345_678, 4100, 4000, 4200, 750, 570, 30, 15, 2250, 1706, 75, 60)
@@ -51,6 +54,23 @@ def test_a_point_is_its_recipe_with_the_values_put_in() -> None:
         if step.prune is not None
     ]
     assert shares == [300, 500, 700]
+
+
+def test_a_chain_is_named_by_what_differs_from_defaults() -> None:
+    """So a parameter that a step gets later leaves the names of what was made before."""
+    said = [{"prune": {"ffnKeepPermille": 500}}, {"distill": {}}]
+    spelled = Prune(ffn_keep_permille=500, samples=Prune().samples)
+    distill = Step(distill=Distill())
+    name = key([Step(prune=spelled), distill])
+
+    assert name == hashlib.sha256(canonical_json(said)).hexdigest()[:20]
+    others = [
+        [Step(prune=spelled)],
+        [distill, Step(prune=spelled)],
+        [Step(prune=spelled.evolve(samples=512)), distill],
+        [Step(prune=spelled), Step(quantize=Quantize())],
+    ]
+    assert len({name, *map(key, others)}) == 5
 
 
 def test_the_committed_space_can_be_searched() -> None:
