@@ -40,6 +40,16 @@ def test_new_texts_are_as_long_as_old_ones() -> None:
     assert len(set(made) - set(texts)) > 3500
 
 
+def test_texts_are_crossed_as_often_as_their_weights_say() -> None:
+    """Blank ones have weights too, which count for nothing."""
+    texts = ["a a a a", " ", "b b b b", "c c c c"]
+    made = crossed(texts, 4000, seed=0, weights=[3.0, 5.0, 1.0, 1e-9])
+
+    words = [word for text in made for word in text.split()]
+    assert words.count("a") / len(words) == pytest.approx(0.75, abs=0.03)
+    assert "c" not in words
+
+
 def test_texts_follow_from_the_seed() -> None:
     """A Job that runs again shows the same."""
     texts = ["a b c d e", "f g h", "i j k l m n"]

@@ -2,6 +2,7 @@
 from __future__ import annotations
 
 import math
+from collections import Counter
 
 import pytest
 from hypothesis import given
@@ -10,6 +11,7 @@ from hypothesis import strategies as st
 from kompakt.jobs.data.examples import (
     Example,
     draw,
+    draw_again,
     first_look,
     in_selection,
     texts_digest,
@@ -56,6 +58,36 @@ def test_weighted_slices_are_drawn_as_much_oftener() -> None:
     # Without replacement: 500 (1 - exp(-4t)) of 600, where 500 (1 - exp(-4t)) + 4500 (1 - exp(-t))
     # are 600. Unweighted it would be a tenth.
     assert sum(shares) / len(shares) == pytest.approx(0.27, abs=0.02)
+
+
+@given(
+    st.lists(st.sampled_from([0.1, 0.5, 1.0, 2.0, 30.0]), min_size=1, max_size=20),
+    st.integers(0, 300),
+    st.integers(0, 9),
+)
+def test_again_and_again_each_is_drawn_as_its_weight_says(
+    weights: list[float], count: int, seed: int
+) -> None:
+    """There is a time in which each has had its turns, to less than one more or less."""
+    drawn = draw_again(weights, count, seed=seed)
+    assert len(drawn) == count
+    assert drawn == draw_again(weights, count, seed=seed)
+    turns = Counter(drawn)
+    begun = max((turns[place] - 1) / weight for place, weight in enumerate(weights))
+    ended = min((turns[place] + 1) / weight for place, weight in enumerate(weights))
+    assert begun <= ended * (1 + 1e-9)
+
+
+def test_the_first_of_many_draws_go_by_weights_too() -> None:
+    """Fewer draws than there are texts: a sample in which a text of twice the weight is twice as
+    often; another seed draws others.
+    """
+    weights = [4.0] * 500 + [1.0] * 4500
+    samples = [draw_again(weights, 600, seed=seed) for seed in range(8)]
+    assert all(len(set(drawn)) == 600 for drawn in samples)
+    rare = [sum(place < 500 for place in drawn) / 600 for drawn in samples]
+    assert sum(rare) / len(rare) == pytest.approx(2000 / 6500, abs=0.02)
+    assert len(set(map(tuple, samples))) == 8
 
 
 @given(

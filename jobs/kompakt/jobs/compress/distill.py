@@ -30,6 +30,7 @@ from kompakt.jobs.compress.precision import Arithmetic
 from kompakt.jobs.compress.simulate import simulated
 from kompakt.jobs.compress.steps import TorchStep
 from kompakt.jobs.compress.training import Batch, TrainingData
+from kompakt.jobs.data.examples import draw_again
 from kompakt.jobs.errors import StepInvalid, TrainingDiverged
 from kompakt.jobs.models.encoder import Encoder
 from kompakt.jobs.progress import Progress
@@ -37,6 +38,8 @@ from kompakt.jobs.progress import Progress
 LEAST_TEXTS = 32
 HELD_OUT_SHARE = 0.04
 HELD_OUT_MOST = 128
+HELD_OUT_FROM = 4
+"""Times as many texts as are held out, where slices have weights."""
 CHECKS = 4
 """How often the held-out texts are looked at."""
 WARM_UP_SHARE = 0.1
@@ -158,12 +161,21 @@ class Distillation(TorchStep):
 
 
 def chosen_texts(data: TrainingData, examples: int) -> tuple[list[int], list[int]]:
-    """What is trained on, so many with repeats, and what is held out."""
-    order = data.order()
-    held_out_count = min(HELD_OUT_MOST, max(8, int(len(data) * HELD_OUT_SHARE)))
-    # From the end: the start is what pruning has seen.
-    held_out, pool = order[-held_out_count:], order[:-held_out_count]
-    return [pool[i % len(pool)] for i in range(examples)], held_out
+    """What is trained on, so many with repeats, and what is held out. Of both, there is more of
+    weighted slices.
+    """
+    order, weights = data.order(), data.weights
+    count = min(HELD_OUT_MOST, max(8, int(len(data) * HELD_OUT_SHARE)))
+    if weights is None:
+        # From the end: the start is what pruning has seen.
+        held_out, pool = order[-count:], order[:-count]
+        return [pool[i % len(pool)] for i in range(examples)], held_out
+    # From a part of the texts, so that of a small slice with a large weight most are trained on.
+    part = set(random.Random(data.seed).sample(order, min(HELD_OUT_FROM * count, len(order) // 2)))
+    held_out = [index for index in order if index in part][:count]
+    pool = sorted(set(order) - set(held_out))
+    drawn = draw_again([weights[index] for index in pool], examples, seed=data.seed)
+    return [pool[place] for place in drawn], held_out
 
 
 def _crossed(
@@ -175,8 +187,13 @@ def _crossed(
     if parameters.crossover == "Disabled":
         return data, shown
     pool = list(dict.fromkeys(shown))
-    texts = data.dataset.texts
-    more = crossed([texts[index] for index in pool], len(shown) - len(pool), seed=data.seed)
+    texts, weights = data.dataset.texts, data.weights
+    more = crossed(
+        [texts[index] for index in pool],
+        len(shown) - len(pool),
+        seed=data.seed,
+        weights=weights and [weights[index] for index in pool],
+    )
     if not more:
         return data, shown
     return data.with_more(more), [*pool, *range(len(data), len(data) + len(more))]

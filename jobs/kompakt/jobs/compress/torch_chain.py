@@ -38,7 +38,7 @@ from kompakt.jobs.task import Workplace
 if TYPE_CHECKING:
     from kompakt.jobs.models.encoder import Encoder
 
-STEPS_VERSION = 6
+STEPS_VERSION = 7
 """Part of every key: raised when a step's code gives another result for the same input."""
 PARITY_TEXTS = 16
 

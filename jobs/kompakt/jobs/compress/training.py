@@ -99,6 +99,12 @@ class TrainingData:
         """All indices in a random order that follows from the seed, weighted slices earlier."""
         return draw(self.dataset.examples, seed=self.seed)
 
+    @property
+    def weights(self) -> list[float] | None:
+        """How often texts are drawn, one beside the other; None where all are drawn alike."""
+        weights = [example.weight for example in self.dataset.examples]
+        return weights if len(set(weights)) > 1 else None
+
     def batches(self, indices: Sequence[int], size: int) -> Iterator[Batch]:
         """Batches of about equal length, the shortest first."""
         encodings = [self.encodings[index] for index in indices]

@@ -9,6 +9,7 @@ whatever else the file holds, and equal texts never sit on both sides.
 from __future__ import annotations
 
 import hashlib
+import heapq
 import math
 import random
 from collections.abc import Iterable, Sequence
@@ -70,6 +71,21 @@ def draw(examples: Sequence[Example], *, seed: int) -> list[int]:
         return indices
     keys = [draw_key(rng.random(), example.weight) for example in examples]
     return sorted(indices, key=keys.__getitem__)
+
+
+def draw_again(weights: Sequence[float], count: int, *, seed: int) -> list[int]:
+    """So many places in a random order, again and again: each as often as its weight says, to less
+    than one, and spread evenly (stride scheduling, Waldspurger & Weihl 1995, MIT/LCS/TM-528).
+    """
+    rng = random.Random(seed)
+    turns = [(rng.random() / weight, place) for place, weight in enumerate(weights)]
+    heapq.heapify(turns)
+    drawn = []
+    for _ in range(count):
+        turn, place = turns[0]
+        drawn.append(place)
+        heapq.heapreplace(turns, (turn + 1 / weights[place], place))
+    return drawn
 
 
 def draw_key(uniform: float, weight: float) -> float:
