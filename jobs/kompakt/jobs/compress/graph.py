@@ -5,20 +5,23 @@ here.
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+import onnx
 
 from kompakt.api.artifact import MODEL_FILES, Precision
 from kompakt.api.base import Runtime
 from kompakt.jobs.compress.agreement import Rule
 from kompakt.jobs.errors import StepInvalid
-from kompakt.jobs.models.session import Logits, Session, open_files
-from kompakt.jobs.models.text import open_tokenizer, pad
+from kompakt.jobs.models.session import Logits, Session, open_files, open_session
+from kompakt.jobs.models.text import Ids, open_tokenizer, pad
 
 if TYPE_CHECKING:
     from tokenizers import Encoding, Tokenizer
@@ -49,6 +52,22 @@ class Graph:
     def path(self) -> Path:
         """The file to open."""
         return self.folder / MODEL_FILES[self.runtime][0]
+
+
+def written(model: onnx.ModelProto, target: Path) -> Graph:
+    """The graph of a model for ONNX Runtime, in a new folder."""
+    made = Graph(target)
+    target.mkdir(parents=True, exist_ok=True)
+    onnx.save(model, str(made.path))
+    return made
+
+
+def operators_run(path: Path, *, threads: int) -> Counter[str]:
+    """The operators of the graph that ONNX Runtime really runs."""
+    with TemporaryDirectory() as folder:
+        optimized = Path(folder) / "optimized.onnx"
+        open_session(path, threads=threads, optimized=optimized)
+        return Counter(node.op_type for node in onnx.load(str(optimized)).graph.node)
 
 
 @dataclass(frozen=True)
@@ -85,6 +104,15 @@ class GraphData:
                 f" has {len(drawn)}; name more texts there"
             )
         return self._tokenizer.encode_batch(drawn)
+
+    def feeds(self, input_names: Sequence[str], samples: int) -> list[dict[str, Ids]]:
+        """The same as a model's inputs, one by one and unpadded: what stands at masked positions is
+        nothing to take ranges from.
+        """
+        return [
+            pad([encoding], pad_id=0, input_names=input_names)
+            for encoding in self.encodings(samples)
+        ]
 
     def encode(self, texts: Sequence[str]) -> list[Encoding]:
         """Any texts, tokenized."""

@@ -19,7 +19,9 @@ from typing import Any
 
 import numpy as np
 
+from kompakt.api.steps import Quantize
 from kompakt.jobs.compress.agreement import Rule
+from kompakt.jobs.compress.graph import Graph, GraphData
 from kompakt.jobs.errors import StepInvalid
 from kompakt.jobs.models.session import Logits
 
@@ -96,18 +98,30 @@ def mix(
     return Mixture(chosen, tried[chosen], divergences, len(tried) + len(costs) + 1)
 
 
-def require(mixture: Mixture | None, *, agreement: float) -> Mixture:
-    """A choice, or what to do where there is none."""
+def choose(
+    costs: Mapping[str, int], run: Run, *, graph: Graph, data: GraphData, parameters: Quantize
+) -> Groups:
+    """What stays in floating point of a graph, as a step asks for it; the report says why."""
+    agreement = parameters.min_agreement_basis_points / 10_000
+    mixture = mix(
+        costs,
+        run,
+        original=lambda texts: data.logits(graph, texts),
+        ranking=data.ranking_texts(parameters.samples),
+        check=data.check_texts(parameters.samples),
+        agreement=agreement,
+        rule=data.rule,
+    )
     if mixture is None:
         raise StepInvalid(
             f"even with all products in floating point fewer than {agreement:.2%} of the texts are"
             " answered as by the original; lower minAgreementBasisPoints, or take another method"
         )
-    return mixture
+    data.details["mixed"] = _report(mixture)
+    return mixture.floating
 
 
-def report(mixture: Mixture) -> dict[str, Any]:
-    """For people who ask why."""
+def _report(mixture: Mixture) -> dict[str, Any]:
     return {
         "floating": sorted(mixture.floating),
         "agreement": mixture.agreement,

@@ -28,7 +28,7 @@ from onnx import TensorProto, helper, numpy_helper
 from typing_extensions import override
 
 from kompakt.api.steps import Quantize
-from kompakt.jobs.compress.graph import SMOKE_TEXTS, Graph, GraphData
+from kompakt.jobs.compress.graph import SMOKE_TEXTS, Graph, GraphData, written
 from kompakt.jobs.compress.steps import GraphStep
 from kompakt.jobs.errors import StepInvalid
 from kompakt.jobs.models.session import OnnxSession, open_session
@@ -65,9 +65,7 @@ class Float16(GraphStep):
         peaks = peaks_of(model, floats_of(model, feeds[0]), feeds, threads=data.threads)
         wide = wide_nodes(model.graph, peaks)
         half = halved(model, floats=peaks, wide=wide)
-        made = Graph(target)
-        target.mkdir(parents=True, exist_ok=True)
-        onnx.save(half, str(made.path))
+        made = written(half, target)
         difference = _compare(graph, made, feeds, threads=data.threads)
         data.details["float16"] = {
             "largestDifference": difference,

@@ -27,12 +27,11 @@ from typing_extensions import override
 from kompakt.api.artifact import IR_NAME
 from kompakt.api.steps import Quantize
 from kompakt.jobs.compress.graph import Graph, GraphData
-from kompakt.jobs.compress.mixed import Groups, mix, report, require
+from kompakt.jobs.compress.mixed import Groups, choose
 from kompakt.jobs.compress.openvino_tables import BITS, large_tables, write_small_tables
 from kompakt.jobs.compress.steps import GraphStep
 from kompakt.jobs.errors import PackageMissing, QuantizationIncomplete
 from kompakt.jobs.models.session import Logits, OpenVinoSession, import_openvino, openvino_settings
-from kompakt.jobs.models.text import pad
 
 SMALL_TYPES = {"i8", "u8"}
 
@@ -50,11 +49,7 @@ class OpenVinoInt8(GraphStep):
         wanted = len(weight_types(model))
         large = large_tables(model) if self._parameters.table_bits == BITS else {}
         names = [entry.get_any_name() for entry in model.inputs]
-        # One by one, unpadded: what stands at masked positions is nothing to take ranges from.
-        feeds = [
-            pad([encoding], pad_id=0, input_names=names)
-            for encoding in data.encodings(self._parameters.samples)
-        ]
+        feeds = data.feeds(names, self._parameters.samples)
         with contextlib.redirect_stdout(io.StringIO()):  # progress bars
             quantized = nncf.quantize(
                 model,
@@ -85,7 +80,6 @@ class OpenVinoInt8(GraphStep):
         """The model with some inputs of products left in floating point, and how many. Their
         weights stay integers: they hardly err, and the size is theirs.
         """
-        ours = self._parameters
 
         def run(floating: Groups, texts: Sequence[str]) -> Logits:
             session = OpenVinoSession(
@@ -96,19 +90,9 @@ class OpenVinoInt8(GraphStep):
             )
             return data.answers(session, texts)
 
-        agreement = ours.min_agreement_basis_points / 10_000
-        mixture = mix(
-            input_costs(quantized, longest=data.max_sequence_length),
-            run,
-            original=lambda texts: data.logits(graph, texts),
-            ranking=data.ranking_texts(ours.samples),
-            check=data.check_texts(ours.samples),
-            agreement=agreement,
-            rule=data.rule,
-        )
-        chosen = require(mixture, agreement=agreement)
-        data.details["mixed"] = report(chosen)
-        return unrounded(quantized, chosen.floating), len(chosen.floating)
+        costs = input_costs(quantized, longest=data.max_sequence_length)
+        floating = choose(costs, run, graph=graph, data=data, parameters=self._parameters)
+        return unrounded(quantized, floating), len(floating)
 
     def _advanced(self, nncf: Any) -> Any:
         ours = self._parameters

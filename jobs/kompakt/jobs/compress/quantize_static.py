@@ -7,18 +7,16 @@ what else is in its batch.
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
-from tempfile import TemporaryDirectory
 
 import numpy as np
 import onnx
 from typing_extensions import override
 
 from kompakt.api.steps import Quantize
-from kompakt.jobs.compress.graph import Graph, GraphData
-from kompakt.jobs.compress.mixed import Groups, mix, report, require
+from kompakt.jobs.compress.graph import Graph, GraphData, operators_run, written
+from kompakt.jobs.compress.mixed import Groups, choose
 from kompakt.jobs.compress.products import Constants, Product, plain, products
 from kompakt.jobs.compress.qdq import (
     Range,
@@ -31,8 +29,7 @@ from kompakt.jobs.compress.qdq import (
 from kompakt.jobs.compress.ranges import Activations, Extremes
 from kompakt.jobs.compress.steps import GraphStep
 from kompakt.jobs.errors import QuantizationIncomplete
-from kompakt.jobs.models.session import Logits, OnnxSession, open_session
-from kompakt.jobs.models.text import pad
+from kompakt.jobs.models.session import Logits, OnnxSession
 
 INTEGER_PRODUCTS = {"MatMulIntegerToFloat", "QLinearMatMul", "MatMulInteger", "QGemm"}
 
@@ -56,10 +53,7 @@ class StaticInt8(GraphStep):
         }
         floating = self._floating(graph, model, ranges, sizes, data) if self._mixes else frozenset()
         chosen = set(sizes) - floating
-        made = Graph(target)
-        quantized = self._quantized(model, ranges, chosen)
-        target.mkdir(parents=True, exist_ok=True)
-        onnx.save(quantized, str(made.path))
+        made = written(self._quantized(model, ranges, chosen), target)
         require_integers(made.path, len(chosen), threads=data.threads)
         said = f"{len(chosen)} of {len(sizes)} matrices and {tables} embedding tables int8"
         return made, f"{said}, ranges by {ours.calibration}"
@@ -92,26 +86,13 @@ class StaticInt8(GraphStep):
         data: GraphData,
     ) -> Groups:
         """The products that stay in floating point."""
-        ours = self._parameters
 
         def run(floating: Groups, texts: Sequence[str]) -> Logits:
             made = self._quantized(model, ranges, set(sizes) - floating)
             session = OnnxSession(made.SerializeToString(), threads=data.threads)
             return data.answers(session, texts)
 
-        agreement = ours.min_agreement_basis_points / 10_000
-        mixture = mix(
-            sizes,
-            run,
-            original=lambda texts: data.logits(graph, texts),
-            ranking=data.ranking_texts(ours.samples),
-            check=data.check_texts(ours.samples),
-            agreement=agreement,
-            rule=data.rule,
-        )
-        found = require(mixture, agreement=agreement)
-        data.details["mixed"] = report(found)
-        return found.floating
+        return choose(sizes, run, graph=graph, data=data, parameters=self._parameters)
 
     def _ranges(self, model: onnx.ModelProto, data: GraphData) -> dict[str, Range]:
         """The range of what each product reads; smooths the model in place on the way."""
@@ -119,10 +100,7 @@ class StaticInt8(GraphStep):
         found = products(model.graph)
         tensors = list(dict.fromkeys(product.activations for product in found))
         names = [entry.name for entry in model.graph.input]
-        feeds = [
-            pad([encoding], pad_id=0, input_names=names)
-            for encoding in data.encodings(ours.samples)
-        ]
+        feeds = data.feeds(names, ours.samples)
         extremes = Activations(model, tensors, feeds, threads=data.threads).extremes()
         if ours.smooth_quant_alpha_permille:
             factors = _factors(
@@ -140,10 +118,7 @@ def require_integers(path: Path, wanted: int, *, threads: int) -> None:
     """Looks at the graph that ONNX Runtime really runs: it computes a product in fp32 without a
     word when a pattern is not one that it knows.
     """
-    with TemporaryDirectory() as folder:
-        optimized = Path(folder) / "optimized.onnx"
-        open_session(path, threads=threads, optimized=optimized)
-        operators = Counter(node.op_type for node in onnx.load(str(optimized)).graph.node)
+    operators = operators_run(path, threads=threads)
     found = sum(operators[name] for name in INTEGER_PRODUCTS)
     left = operators["DequantizeLinear"]
     if found != wanted or left:

@@ -8,9 +8,7 @@ and the model in memory is not.
 
 from __future__ import annotations
 
-from collections import Counter
 from pathlib import Path
-from tempfile import TemporaryDirectory
 from typing import Any
 
 import numpy as np
@@ -21,14 +19,12 @@ from typing_extensions import override
 
 from kompakt.api.steps import Quantize
 from kompakt.jobs.compress.blocks import Blocks, Floats, packed, to_blocks, to_signs
-from kompakt.jobs.compress.graph import Graph, GraphData
+from kompakt.jobs.compress.graph import Graph, GraphData, operators_run, written
 from kompakt.jobs.compress.products import Constants, Matrix, plain, products, tables
 from kompakt.jobs.compress.qdq import SMALLEST_TABLE, smooth, write_distances, write_tables
 from kompakt.jobs.compress.ranges import Activations
 from kompakt.jobs.compress.steps import GraphStep
 from kompakt.jobs.errors import QuantizationIncomplete
-from kompakt.jobs.models.session import open_session
-from kompakt.jobs.models.text import pad
 
 ACCURACY_LEVELS = {"Float32": 1, "Int8": 4}
 """What MatMulNBits may round what it reads to."""
@@ -53,9 +49,7 @@ class WeightOnly(GraphStep):
         small = write_small_tables(model, size=ours.block_size) if ours.table_bits < _BYTE else 0
         in_bytes = write_tables(model)
         write_distances(model)
-        made = Graph(target)
-        target.mkdir(parents=True, exist_ok=True)
-        onnx.save(model, str(made.path))
+        made = written(model, target)
         if ours.weight_bits > 1:
             _require_packed(made.path, len(errors), threads=data.threads)
         data.details["weightErrors"] = errors
@@ -69,10 +63,7 @@ class WeightOnly(GraphStep):
         """
         ours = self._parameters
         names = [entry.name for entry in model.graph.input]
-        feeds = [
-            pad([encoding], pad_id=0, input_names=names)
-            for encoding in data.encodings(ours.samples)
-        ]
+        feeds = data.feeds(names, ours.samples)
         tensors = list(dict.fromkeys(p.activations for p in products(model.graph)))
         sizes = Activations(model, tensors, feeds, threads=data.threads).sizes()
         alpha = ours.activation_aware_alpha_permille / 1000
@@ -244,11 +235,7 @@ def _signs(node: onnx.NodeProto, blocks: Blocks, constants: Constants) -> list[o
 
 def _require_packed(path: Path, wanted: int, *, threads: int) -> None:
     """Looks at the graph that ONNX Runtime really runs."""
-    with TemporaryDirectory() as folder:
-        optimized = Path(folder) / "optimized.onnx"
-        open_session(path, threads=threads, optimized=optimized)
-        operators = Counter(node.op_type for node in onnx.load(str(optimized)).graph.node)
-    found = operators["MatMulNBits"]
+    found = operators_run(path, threads=threads)["MatMulNBits"]
     if found != wanted:
         raise QuantizationIncomplete(
             f"ONNX Runtime runs {found} of {wanted} matrix products on packed weights; report the"
