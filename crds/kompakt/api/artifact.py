@@ -6,8 +6,8 @@ Job can use alone.
     the artifact's digest
                                    /model.onnx      inputs input_ids, attention_mask (int64,
                                    [batch, tokens]) and
-                                                    token_type_ids where the architecture has
-                                                    them; output logits
+                                                    token_type_ids where the tokenizer gives
+                                                    any but 0; output logits
                                                     (float32, [batch, labels]; of a Regression
                                                     the number itself, [batch, 1]; of a
                                                     TokenClassification [batch, tokens, labels];

@@ -21,7 +21,7 @@ from kompakt.jobs.errors import DataInvalid, DigestMismatch
 from kompakt.jobs.models.checkpoint import Checkpoint, check_length, file_names, inspect
 from kompakt.jobs.models.source import fetch
 from kompakt.jobs.models.tasks import check_task
-from kompakt.jobs.models.text import pad_id, write_tokenizer
+from kompakt.jobs.models.text import pad_id, used_inputs, write_tokenizer
 from kompakt.jobs.progress import say
 from kompakt.jobs.store import CheckpointManifest, describe_files
 from kompakt.jobs.task import Workplace
@@ -72,7 +72,7 @@ def import_model(task: ImportTask, place: Workplace) -> ImportResult:
         torch.set_num_threads(place.threads)
     with place.stage("load and export"):
         encoder = load.load(checkpoint)
-        names_in = checkpoint.architecture.input_names
+        names_in = used_inputs(checkpoint.architecture.input_names, tokenizer)
         export.export(encoder, artifact / MODEL_NAME, input_names=names_in)
     with place.stage("parity"):
         largest = export.parity(

@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from tests.jobs.conftest import Places
+from tests.jobs.conftest import HIDDEN, Places
 
 from kompakt.api.job import CompressTask, ImportResult, ImportTask
 from kompakt.jobs.artifact import count_parameters
@@ -70,10 +70,12 @@ def test_relative_positions_go_through_a_whole_recipe(
 def test_without_torch_steps_the_baseline_is_quantized(
     task: Callable[..., CompressTask], imported: ImportResult, place: Places
 ) -> None:
-    """A recipe that only quantizes needs no data, and keeps the number of parameters."""
+    """A recipe that only quantizes needs no data, and keeps the number of parameters, all but what
+    stands for a type that no token has.
+    """
     made = place()
     result = compress(task(QUANTIZE, training=None), made)
-    assert result.parameters == imported.parameters
+    assert result.parameters == imported.parameters - HIDDEN
     assert "import torch" not in made.seconds
     again = compress(task(QUANTIZE, training=None), place())
     assert again.artifact_digest == result.artifact_digest

@@ -18,7 +18,7 @@ from kompakt.jobs.models.encoder import Encoder
 from kompakt.jobs.models.export import export, parity
 from kompakt.jobs.models.load import load
 from kompakt.jobs.models.session import open_session
-from kompakt.jobs.models.text import open_tokenizer
+from kompakt.jobs.models.text import open_tokenizer, pad, used_inputs
 
 Checkpoints = Callable[[str], Path]
 TEXTS = (
@@ -160,3 +160,32 @@ def test_what_fills_a_batch_changes_nothing(checkpoint_of: Checkpoints, tmp_path
     ]
     np.testing.assert_array_equal(answers[0], answers[1])
     np.testing.assert_array_equal(answers[0], answers[2])
+
+
+@pytest.mark.parametrize("model_type", sorted(ARCHITECTURES))
+def test_types_that_are_always_zero_are_a_constant(
+    model_type: str, checkpoint_of: Checkpoints, tmp_path: Path
+) -> None:
+    """Without that input a graph answers as with zeros in it, and looks up nothing but words."""
+    checkpoint = inspect(checkpoint_of(model_type), origin="test")
+    tokenizer = open_tokenizer(checkpoint.folder / "tokenizer.json", max_sequence_length=40)
+    encoder, all_names = load(checkpoint), checkpoint.architecture.input_names
+    names = used_inputs(all_names, tokenizer)
+    assert names == ("input_ids", "attention_mask")
+    answers = []
+    for count, some in enumerate((all_names, names)):
+        path = tmp_path / f"{count}.onnx"
+        export(encoder, path, input_names=some)
+        session = open_session(path, threads=1)
+        batch = pad(tokenizer.encode_batch(list(TEXTS)), pad_id=0, input_names=some)
+        answers.append(session.run(["logits"], batch)[0])
+    np.testing.assert_allclose(answers[1], answers[0], atol=1e-6 * np.abs(answers[0]).max())
+    tables = [
+        node.name
+        for node in onnx.load(str(path)).graph.node
+        if node.op_type == "Gather" and "input_ids" in node.input
+    ]
+    inputs = {name for node in onnx.load(str(path)).graph.node for name in node.input}
+    assert len(tables) == 1
+    assert "token_type_ids" not in inputs
+    assert "token_type.weight" not in inputs

@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from tokenizers import processors
 
 from kompakt.jobs.errors import ModelUnsupported, SourceUnreadable
 from kompakt.jobs.models.checkpoint import inspect
@@ -16,6 +17,7 @@ from kompakt.jobs.models.text import (
     open_tokenizer,
     pad,
     token_batches,
+    used_inputs,
     write_tokenizer,
 )
 
@@ -94,3 +96,23 @@ def test_padding_is_masked(checkpoint_of: Checkpoints) -> None:
     assert tuple(batch) == names
     assert batch["input_ids"][0].tolist()[3:] == [7, 7]
     assert batch["attention_mask"].tolist() == [[1, 1, 1, 0, 0], [1, 1, 1, 1, 1]]
+
+
+@pytest.mark.parametrize(
+    ("template", "kept"),
+    [("[CLS] $A [SEP]", 2), ("[CLS] $A:1 [SEP]", 3), ("[CLS]:2 $A [SEP]", 3)],
+)
+def test_types_are_an_input_where_any_is_not_zero(
+    template: str, kept: int, checkpoint_of: Checkpoints
+) -> None:
+    """What a tokenizer tells a model is asked of the tokenizer, not of the architecture."""
+    path = checkpoint_of("bert") / "tokenizer.json"
+    tokenizer = open_tokenizer(path, max_sequence_length=40)
+    tokenizer.post_processor = processors.TemplateProcessing(
+        single=template, special_tokens=[("[CLS]", 2), ("[SEP]", 3)]
+    )
+    tokenizer.save(str(path))
+    names = ("input_ids", "attention_mask", "token_type_ids")
+    found = used_inputs(names, open_tokenizer(path, max_sequence_length=40))
+    assert found == names[:kept]
+    assert used_inputs(names[:2], tokenizer) == names[:2]

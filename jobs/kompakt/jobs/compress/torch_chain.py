@@ -38,7 +38,7 @@ from kompakt.jobs.task import Workplace
 if TYPE_CHECKING:
     from kompakt.jobs.models.encoder import Encoder
 
-STEPS_VERSION = 7
+STEPS_VERSION = 8
 """Part of every key: raised when a step's code gives another result for the same input."""
 PARITY_TEXTS = 16
 
@@ -103,7 +103,7 @@ class TorchChain:
             tolerance=manifest.tolerance,
             labels=Targets(manifest.task, manifest.labels).known(dataset),
             tokenizer=tokenizer,
-            input_names=self._source.architecture.input_names,
+            input_names=text.used_inputs(self._source.architecture.input_names, tokenizer),
             pad_id=text.pad_id(self._source.config),
             seed=task.seed,
             teacher=lambda texts: logits_of(

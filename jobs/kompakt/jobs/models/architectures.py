@@ -52,7 +52,7 @@ class Architecture:
     norm_epsilon: float = 1e-12
     """Where config.json has no `layer_norm_eps`."""
     token_type_ids: bool = False
-    """Whether the graph takes them."""
+    """Whether the graph may take them; `text.used_inputs` says whether it does."""
     first_position: int = 0
     """RoBERTa counts positions from behind its padding index."""
     relative: bool = False
@@ -97,7 +97,7 @@ class Architecture:
 
     @property
     def input_names(self) -> tuple[str, ...]:
-        """Inputs of the exported graph, in the order of the encoder's forward."""
+        """Inputs that the exported graph may have, in the order of the encoder's forward."""
         names = ("input_ids", "attention_mask")
         return (*names, "token_type_ids") if self.token_type_ids else names
 

@@ -94,6 +94,17 @@ def pad(
     return {name: arrays[name] for name in input_names}
 
 
+def used_inputs(names: Sequence[str], tokenizer: Tokenizer) -> tuple[str, ...]:
+    """Of the inputs that a model may have, those that a single text gives anything else to than
+    zeros: of most tokenizers all tokens are of type 0, and those of a second text would be of
+    type 1. Without that input, what stands for type 0 is a constant of the graph.
+    """
+    # A template gives the types, whatever the text.
+    if any(any(encoding.type_ids) for encoding in tokenizer.encode_batch(["", "any text"])):
+        return tuple(names)
+    return tuple(name for name in names if name != "token_type_ids")
+
+
 def length_batches(encodings: Sequence[Any], size: int) -> Iterator[list[int]]:
     """Indices in batches of texts of about equal length, so that hardly anything is padding."""
     order = sorted(range(len(encodings)), key=lambda index: len(encodings[index]))
