@@ -72,7 +72,8 @@ class OpenVinoInt8(GraphStep):
         small = write_small_tables(quantized, large, size=self._parameters.block_size)
         made = save(quantized, target, Graph(target, runtime="OpenVino"), halve=False)
         data.details["executed"] = executed(made, threads=data.threads)
-        tables = sum(name in SMALL_TYPES for name in table_types(quantized))
+        # Tables in 4 bits are stored as bytes too.
+        tables = sum(name in SMALL_TYPES for name in table_types(quantized)) - small
         said += f", {small} embedding tables in {BITS} bits" if small else ""
         return made, f"{said} and {tables} embedding tables int8 for OpenVINO"
 
