@@ -181,25 +181,3 @@ def padded_length(tokens: int, longest: int) -> int:
 def padded_lengths(longest: int) -> list[int]:
     """All that `padded_length` can give for up to so many tokens."""
     return sorted({padded_length(tokens, longest) for tokens in range(1, longest + 1)})
-
-
-FIXED_MOST_BYTES = 16_000_000
-FIXED_LONGEST = 512
-_FIXED_SHORTEST = 16
-
-
-def fixed_lengths(longest: int, size_bytes: int) -> list[int]:
-    """For which lengths OpenVINO gets a graph of its own, in ascending order. A text is filled up
-    to the next of them, and one beyond the last is asked of the graph for all lengths.
-
-    That one looks at the shape of each operator in each call, and fuses fewer of them: a third of a
-    millisecond, which is a fifth of a small model's time and nothing beside a large one's. Each
-    graph of its own takes half a second of CPU at start and some twice the model's size in memory,
-    so a model of more than `FIXED_MOST_BYTES` has none.
-    """
-    if size_bytes > FIXED_MOST_BYTES:
-        return []
-    powers = [2**k for k in range(_FIXED_SHORTEST.bit_length() - 1, FIXED_LONGEST.bit_length())]
-    ladder = {length for power in powers for length in (power, power * 3 // 2)}
-    last = {longest} if longest <= FIXED_LONGEST else {FIXED_LONGEST}
-    return sorted({length for length in ladder if length < min(last)} | last)

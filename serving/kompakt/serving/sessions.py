@@ -16,7 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 from typing_extensions import override
 
-from kompakt.api.artifact import Precision, fixed_lengths, padded_length, padded_lengths
+from kompakt.api.artifact import Precision, padded_length, padded_lengths
 from kompakt.api.device import Device, accelerator, given, providers
 from kompakt.api.measure import ANSWER_THREADS
 from kompakt.serving.artifact import Artifact, ArtifactError
@@ -102,9 +102,7 @@ class OnnxSession(Session):
 
 
 class OpenVinoSession(Session):
-    """OpenVINO: a stream of one thread for each call that may run at a time. Of a small model there
-    is a graph for each of some lengths, beside or instead of the one for all.
-    """
+    """OpenVINO: a stream of one thread for each call that may run at a time."""
 
     def __init__(self, artifact: Artifact, *, threads: int) -> None:
         openvino = _import_openvino()
@@ -122,39 +120,24 @@ class OpenVinoSession(Session):
             # Activations are quantized where the graph says so, and nowhere else.
             "DYNAMIC_QUANTIZATION_GROUP_SIZE": 0,
         }
-        core = openvino.Core()
         try:
-            model = core.read_model(artifact.model_path)
-            names = [node.get_any_name() for node in model.inputs]
-            self._inputs = _known(self._name, names)
-            size = artifact.model_path.with_suffix(".bin").stat().st_size
-            filled_up = "attention_mask" in names
-            self._lengths = fixed_lengths(self._longest, size) if filled_up else []
-            self._models: dict[int | None, Any] = {}
-            if not self._lengths or self._lengths[-1] < self._longest:
-                self._models[None] = core.compile_model(model, "CPU", settings)
-            for length in self._lengths:
-                own = model.clone()
-                own.reshape({name: [1, length] for name in names})
-                self._models[length] = core.compile_model(own, "CPU", settings)
-        except ArtifactError:
-            raise
+            self._model = openvino.Core().compile_model(artifact.model_path, "CPU", settings)
         except Exception as error:
             raise ArtifactError(
                 f"{self._name} cannot be run by OpenVINO {openvino.__version__}: {error}"
             ) from error
-        _require_output(self._name, [name for node in model.outputs for name in node.names])
+        self._inputs = _known(self._name, [node.get_any_name() for node in self._model.inputs])
+        _require_output(self._name, [name for node in self._model.outputs for name in node.names])
         # A request is one caller's at a time.
         self._local = threading.local()
 
     @override
     def run(self, ids: list[int], type_ids: list[int]) -> Logits:
         feed = _feed(self._inputs, ids, type_ids)
-        fixed = next((length for length in self._lengths if length >= len(ids)), None)
         if "attention_mask" in feed:
-            width = fixed or padded_length(len(ids), self._longest)
+            width = padded_length(len(ids), self._longest)
             feed = {name: _filled(array, width) for name, array in feed.items()}
-        answers = self._request(fixed).infer(feed, share_inputs=True, share_outputs=True)
+        answers = self._request.infer(feed, share_inputs=True, share_outputs=True)
         logits: Logits = answers[_OUTPUT][0]
         if logits.ndim == 2:  # noqa: PLR2004 for each token, of which some fill up
             logits = logits[: len(ids)]
@@ -162,18 +145,17 @@ class OpenVinoSession(Session):
 
     @override
     def warm_up(self) -> tuple[int, ...]:
-        lengths = sorted({*self._lengths, *padded_lengths(self._longest)})
+        lengths = padded_lengths(self._longest)
         # All at once, so that each stream gets its share: they prepare each for itself.
         with ThreadPoolExecutor(self._threads) as pool:
             shapes = pool.map(lambda _: _warm_up(self, lengths, self._name), range(self._threads))
             return next(iter(set(shapes)))
 
-    def _request(self, length: int | None) -> Any:
-        """The calling thread's, of the graph for a length, or of that for all."""
-        requests: dict[int | None, Any] = self._local.__dict__.setdefault("requests", {})
-        if length not in requests:
-            requests[length] = self._models[length].create_infer_request()
-        return requests[length]
+    @property
+    def _request(self) -> Any:
+        if not hasattr(self._local, "request"):
+            self._local.request = self._model.create_infer_request()
+        return self._local.request
 
 
 def _used(device: Device, names: Sequence[str]) -> str | None:

@@ -16,13 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 from typing_extensions import override
 
-from kompakt.api.artifact import (
-    MODEL_FILES,
-    ArtifactManifest,
-    Precision,
-    fixed_lengths,
-    padded_length,
-)
+from kompakt.api.artifact import MODEL_FILES, ArtifactManifest, Precision, padded_length
 from kompakt.api.base import Runtime
 from kompakt.api.device import Device, accelerator, providers
 from kompakt.jobs.errors import DeviceMissing, PackageMissing
@@ -59,51 +53,27 @@ class OnnxSession(Session):
 
 
 class OpenVinoSession(Session):
-    """OpenVINO on a CPU. Batches are padded to `padded_length`, single texts to the next of
-    `lengths`, for each of which there is a graph, compiled when it is asked for first.
-    """
+    """OpenVINO on a CPU. Batches are padded to `padded_length`."""
 
-    def __init__(
-        self,
-        model: Any,
-        *,
-        precision: Precision,
-        longest: int,
-        threads: int,
-        lengths: Sequence[int] = (),
-    ) -> None:
+    def __init__(self, model: Any, *, precision: Precision, longest: int, threads: int) -> None:
         """`model` is the path of a file, or OpenVINO's own object."""
-        self._core = import_openvino().Core()
-        self._model = self._core.read_model(model) if isinstance(model, Path) else model
-        self._settings = openvino_settings(precision, threads=threads)
+        settings = openvino_settings(precision, threads=threads)
+        compiled = import_openvino().Core().compile_model(model, "CPU", settings)
         self.accelerator = None
-        self.input_names = tuple(entry.get_any_name() for entry in self._model.inputs)
+        self.input_names = tuple(entry.get_any_name() for entry in compiled.inputs)
         self._longest = longest
-        self._lengths = lengths
-        self._requests: dict[int | None, Any] = {}
+        self._request = compiled.create_infer_request()
 
     @override
     def run(self, batch: Mapping[str, Ids]) -> Logits:
-        texts, tokens = batch["input_ids"].shape
-        fixed = next((n for n in self._lengths if n >= tokens), None) if texts == 1 else None
-        width = fixed or padded_length(tokens, self._longest)
+        tokens = batch["input_ids"].shape[1]
+        width = padded_length(tokens, self._longest)
         padded = {name: _filled(array, width) for name, array in batch.items()}
-        found = self._request(fixed).infer(padded, share_inputs=True, share_outputs=True)
+        found = self._request.infer(padded, share_inputs=True, share_outputs=True)
         logits: Logits = found["logits"]
         if logits.ndim == 3:  # noqa: PLR2004 for each token, of which some are padding
             logits = logits[:, :tokens]
         return np.array(logits)  # a copy: the next call writes over the shared one
-
-    def _request(self, length: int | None) -> Any:
-        """Of the graph for a length, or of that for all."""
-        if length not in self._requests:
-            model = self._model
-            if length is not None:
-                model = model.clone()
-                model.reshape({name: [1, length] for name in self.input_names})
-            compiled = self._core.compile_model(model, "CPU", self._settings)
-            self._requests[length] = compiled.create_infer_request()
-        return self._requests[length]
 
 
 def _filled(ids: Ids, width: int) -> Ids:
@@ -141,10 +111,7 @@ def open_files(
     """A model by its first file, for texts of up to `longest` tokens."""
     if runtime == "OnnxRuntime":
         return OnnxSession(path, threads=threads, device=device)
-    lengths = fixed_lengths(longest, path.with_suffix(".bin").stat().st_size)
-    return OpenVinoSession(
-        path, precision=precision, longest=longest, threads=threads, lengths=lengths
-    )
+    return OpenVinoSession(path, precision=precision, longest=longest, threads=threads)
 
 
 def open_session(
