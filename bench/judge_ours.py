@@ -37,10 +37,9 @@ from kompakt.api.rollout import CounterPoint, Evidence
 from kompakt.api.strategy import Rollout
 from kompakt.controllers.evidence import Ledger, Role, counted
 from kompakt.controllers.objectives import Assessment, Scope, assess, limit
+from kompakt.controllers.rollout_progress import RECOVERY_REQUESTS
 from kompakt.controllers.rollout_stages import RECOVERY_SECONDS
 
-RECOVERY_REQUESTS = 20
-"""Least evidence of a variant that keeps the limit again, as in `rollout_progress.recovered`."""
 _FRESH: Mapping[Role, int] = {"Candidate": 1, "Stable": 1}
 _SCOPE = Scope(shadow=False, compares=True)
 

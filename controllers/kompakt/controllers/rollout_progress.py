@@ -16,7 +16,8 @@ ACCEPT_SECONDS = 30
 """A route that a working gateway has not taken by then is wrong."""
 GONE_SECONDS = 300
 """A gateway that may be gone has not answered by then."""
-_RECOVERY_REQUESTS = 20
+RECOVERY_REQUESTS = 20
+"""Least evidence of a variant that keeps again what both missed."""
 _RATE_SECONDS = 10
 _MESSAGE_MAX = 1024
 
@@ -122,7 +123,7 @@ def recovered(case: Case, seen: Seen) -> bool:
     for slo in compared:
         evidence = seen.ledger.of(slo)
         keeps = (
-            one.total >= _RECOVERY_REQUESTS and one.bad / one.total <= limit(slo, offline=None)
+            one.total >= RECOVERY_REQUESTS and one.bad / one.total <= limit(slo, offline=None)
             for one in (evidence.reference, evidence.candidate)
         )
         if not any(keeps):
